@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,15 +59,22 @@ def differences(left: Path, right: Path) -> list[str]:
 
 
 def main() -> int:
-    if "--check" in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as folder:
-            generate(Path(folder))
-            drift = differences(Path(folder), STUBS)
+    # Always elsewhere first: the plugin's formatter takes its settings from the folder that it writes to.
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        generate(made)
+        drift = differences(made, STUBS)
+        if "--check" in sys.argv[1:]:
+            for name in drift:
+                print(f"services/pb/{name} differs from proto/: run `make protos`", file=sys.stderr)
+            return 1 if drift else 0
         for name in drift:
-            print(f"services/pb/{name} differs from proto/: run `make protos`", file=sys.stderr)
-        return 1 if drift else 0
-    STUBS.mkdir(exist_ok=True)
-    generate(STUBS)
+            target = STUBS / name
+            if not (made / name).exists():
+                target.unlink()
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(made / name, target)
     return 0
 
 

@@ -46,14 +46,10 @@ class ContainerCreate(betterproto2.Message):
 
     image: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    runtime: "ContainerCreateRuntime | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    runtime: "ContainerCreateRuntime | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.events", "ContainerCreate", ContainerCreate
-)
+default_message_pool.register_message("containerd.events", "ContainerCreate", ContainerCreate)
 
 
 @dataclass(eq=False, repr=False)
@@ -65,9 +61,7 @@ class ContainerCreateRuntime(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.events", "ContainerCreate.Runtime", ContainerCreateRuntime
-)
+default_message_pool.register_message("containerd.events", "ContainerCreate.Runtime", ContainerCreateRuntime)
 
 
 @dataclass(eq=False, repr=False)
@@ -75,9 +69,7 @@ class ContainerDelete(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "ContainerDelete", ContainerDelete
-)
+default_message_pool.register_message("containerd.events", "ContainerDelete", ContainerDelete)
 
 
 @dataclass(eq=False, repr=False)
@@ -89,17 +81,13 @@ class ContainerUpdate(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         3,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
     snapshot_key: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "ContainerUpdate", ContainerUpdate
-)
+default_message_pool.register_message("containerd.events", "ContainerUpdate", ContainerUpdate)
 
 
 @dataclass(eq=False, repr=False)
@@ -111,9 +99,7 @@ class ContentCreate(betterproto2.Message):
     media_type: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "ContentCreate", ContentCreate
-)
+default_message_pool.register_message("containerd.events", "ContentCreate", ContentCreate)
 
 
 @dataclass(eq=False, repr=False)
@@ -121,9 +107,7 @@ class ContentDelete(betterproto2.Message):
     digest: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "ContentDelete", ContentDelete
-)
+default_message_pool.register_message("containerd.events", "ContentDelete", ContentDelete)
 
 
 @dataclass(eq=False, repr=False)
@@ -133,15 +117,11 @@ class NamespaceCreate(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         2,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.events", "NamespaceCreate", NamespaceCreate
-)
+default_message_pool.register_message("containerd.events", "NamespaceCreate", NamespaceCreate)
 
 
 @dataclass(eq=False, repr=False)
@@ -149,9 +129,7 @@ class NamespaceDelete(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "NamespaceDelete", NamespaceDelete
-)
+default_message_pool.register_message("containerd.events", "NamespaceDelete", NamespaceDelete)
 
 
 @dataclass(eq=False, repr=False)
@@ -161,15 +139,11 @@ class NamespaceUpdate(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         2,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.events", "NamespaceUpdate", NamespaceUpdate
-)
+default_message_pool.register_message("containerd.events", "NamespaceUpdate", NamespaceUpdate)
 
 
 @dataclass(eq=False, repr=False)
@@ -181,9 +155,7 @@ class SnapshotCommit(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "SnapshotCommit", SnapshotCommit
-)
+default_message_pool.register_message("containerd.events", "SnapshotCommit", SnapshotCommit)
 
 
 @dataclass(eq=False, repr=False)
@@ -195,9 +167,7 @@ class SnapshotPrepare(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "SnapshotPrepare", SnapshotPrepare
-)
+default_message_pool.register_message("containerd.events", "SnapshotPrepare", SnapshotPrepare)
 
 
 @dataclass(eq=False, repr=False)
@@ -207,9 +177,7 @@ class SnapshotRemove(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "SnapshotRemove", SnapshotRemove
-)
+default_message_pool.register_message("containerd.events", "SnapshotRemove", SnapshotRemove)
 
 
 @dataclass(eq=False, repr=False)
@@ -219,9 +187,7 @@ class TaskCheckpointed(betterproto2.Message):
     checkpoint: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "TaskCheckpointed", TaskCheckpointed
-)
+default_message_pool.register_message("containerd.events", "TaskCheckpointed", TaskCheckpointed)
 
 
 @dataclass(eq=False, repr=False)
@@ -230,13 +196,9 @@ class TaskCreate(betterproto2.Message):
 
     bundle: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    rootfs: "list[_types__.Mount]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    rootfs: "list[_types__.Mount]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
-    io: "TaskIo | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    io: "TaskIo | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     checkpoint: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
 
@@ -255,10 +217,7 @@ class TaskDelete(betterproto2.Message):
     exit_status: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
 
     id: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
@@ -274,9 +233,7 @@ class TaskExecAdded(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.events", "TaskExecAdded", TaskExecAdded
-)
+default_message_pool.register_message("containerd.events", "TaskExecAdded", TaskExecAdded)
 
 
 @dataclass(eq=False, repr=False)
@@ -288,9 +245,7 @@ class TaskExecStarted(betterproto2.Message):
     pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
 
-default_message_pool.register_message(
-    "containerd.events", "TaskExecStarted", TaskExecStarted
-)
+default_message_pool.register_message("containerd.events", "TaskExecStarted", TaskExecStarted)
 
 
 @dataclass(eq=False, repr=False)
@@ -304,10 +259,7 @@ class TaskExit(betterproto2.Message):
     exit_status: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
 
 

@@ -28,39 +28,26 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 class ActivationInfo(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    active: "list[ActiveMount]" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    active: "list[ActiveMount]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
 
-    system: "list[Mount]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    system: "list[Mount]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
     labels: "dict[str, str]" = betterproto2.field(
         4,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.types", "ActivationInfo", ActivationInfo
-)
+default_message_pool.register_message("containerd.types", "ActivationInfo", ActivationInfo)
 
 
 @dataclass(eq=False, repr=False)
 class ActiveMount(betterproto2.Message):
-    mount: "Mount | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    mount: "Mount | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     mounted_at: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
 
     mount_point: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -68,9 +55,7 @@ class ActiveMount(betterproto2.Message):
     data: "dict[str, str]" = betterproto2.field(
         4,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -88,9 +73,7 @@ class Descriptor(betterproto2.Message):
     annotations: "dict[str, str]" = betterproto2.field(
         5,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -100,19 +83,14 @@ default_message_pool.register_message("containerd.types", "Descriptor", Descript
 @dataclass(eq=False, repr=False)
 class Envelope(betterproto2.Message):
     timestamp: "datetime.datetime | None" = betterproto2.field(
-        1,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
 
     namespace: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     topic: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    event: "__google__protobuf__.Any | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    event: "__google__protobuf__.Any | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("containerd.types", "Envelope", Envelope)
@@ -121,17 +99,12 @@ default_message_pool.register_message("containerd.types", "Envelope", Envelope)
 @dataclass(eq=False, repr=False)
 class Metric(betterproto2.Message):
     timestamp: "datetime.datetime | None" = betterproto2.field(
-        1,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
 
     id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    data: "__google__protobuf__.Any | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    data: "__google__protobuf__.Any | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("containerd.types", "Metric", Metric)
@@ -145,9 +118,7 @@ class Mount(betterproto2.Message):
 
     target: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    options: "list[str]" = betterproto2.field(
-        4, betterproto2.TYPE_STRING, repeated=True
-    )
+    options: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
 
 
 default_message_pool.register_message("containerd.types", "Mount", Mount)
@@ -163,9 +134,7 @@ class Platform(betterproto2.Message):
 
     os_version: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
-    os_features: "list[str]" = betterproto2.field(
-        5, betterproto2.TYPE_STRING, repeated=True
-    )
+    os_features: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
 
 
 default_message_pool.register_message("containerd.types", "Platform", Platform)

@@ -102,9 +102,7 @@ class Ports(betterproto2.Message):
     Carries one listening (tcp, sctp) or bound (udp) socket per mapping, in order.
     """
 
-    mappings: "list[PortMapping]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    mappings: "list[PortMapping]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message("buoy.attach.v1", "Ports", Ports)
@@ -135,13 +133,9 @@ class Request(betterproto2.Message):
         - op:
     """
 
-    attach: "Attach | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True, group="op"
-    )
+    attach: "Attach | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="op")
 
-    ports: "Ports | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="op"
-    )
+    ports: "Ports | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="op")
 
 
 default_message_pool.register_message("buoy.attach.v1", "Request", Request)

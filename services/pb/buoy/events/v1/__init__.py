@@ -30,10 +30,7 @@ class RestartDecision(betterproto2.Message):
     """
 
     due: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
     When the next start is due. Absent when restart is false.
@@ -45,9 +42,7 @@ class RestartDecision(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "buoy.events.v1", "RestartDecision", RestartDecision
-)
+default_message_pool.register_message("buoy.events.v1", "RestartDecision", RestartDecision)
 
 
 from ....google import protobuf as ___google__protobuf__

@@ -32,10 +32,7 @@ class Fact(betterproto2.Message):
     """
 
     timestamp: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
 
     topic: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -76,9 +73,7 @@ class NextResponse(betterproto2.Message):
     Differs for every shim process, so that a sequence that begins anew is noticed.
     """
 
-    facts: "list[Fact]" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    facts: "list[Fact]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message("buoy.facts.v1", "NextResponse", NextResponse)
@@ -128,9 +123,7 @@ class FactsBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_next(
-        self, stream: "grpclib.server.Stream[NextRequest, NextResponse]"
-    ) -> None:
+    async def __rpc_next(self, stream: "grpclib.server.Stream[NextRequest, NextResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.next(request)

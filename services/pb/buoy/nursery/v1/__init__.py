@@ -105,9 +105,7 @@ class NurseryBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_start(
-        self, stream: "grpclib.server.Stream[StartRequest, StartResponse]"
-    ) -> None:
+    async def __rpc_start(self, stream: "grpclib.server.Stream[StartRequest, StartResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.start(request)

@@ -64,9 +64,7 @@ class CheckpointTaskRequest(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "CheckpointTaskRequest", CheckpointTaskRequest
-)
+default_message_pool.register_message("containerd.task.v2", "CheckpointTaskRequest", CheckpointTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -78,9 +76,7 @@ class CloseIoRequest(betterproto2.Message):
     stdin: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "CloseIORequest", CloseIoRequest
-)
+default_message_pool.register_message("containerd.task.v2", "CloseIORequest", CloseIoRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -88,9 +84,7 @@ class ConnectRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "ConnectRequest", ConnectRequest
-)
+default_message_pool.register_message("containerd.task.v2", "ConnectRequest", ConnectRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -102,9 +96,7 @@ class ConnectResponse(betterproto2.Message):
     version: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "ConnectResponse", ConnectResponse
-)
+default_message_pool.register_message("containerd.task.v2", "ConnectResponse", ConnectResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -113,9 +105,7 @@ class CreateTaskRequest(betterproto2.Message):
 
     bundle: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    rootfs: "list[__types__.Mount]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    rootfs: "list[__types__.Mount]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
     terminal: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
 
@@ -134,9 +124,7 @@ class CreateTaskRequest(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "CreateTaskRequest", CreateTaskRequest
-)
+default_message_pool.register_message("containerd.task.v2", "CreateTaskRequest", CreateTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -144,9 +132,7 @@ class CreateTaskResponse(betterproto2.Message):
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "CreateTaskResponse", CreateTaskResponse
-)
+default_message_pool.register_message("containerd.task.v2", "CreateTaskResponse", CreateTaskResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -156,9 +142,7 @@ class DeleteRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "DeleteRequest", DeleteRequest
-)
+default_message_pool.register_message("containerd.task.v2", "DeleteRequest", DeleteRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -168,16 +152,11 @@ class DeleteResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "DeleteResponse", DeleteResponse
-)
+default_message_pool.register_message("containerd.task.v2", "DeleteResponse", DeleteResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -194,14 +173,10 @@ class ExecProcessRequest(betterproto2.Message):
 
     stderr: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
 
-    spec: "___google__protobuf__.Any | None" = betterproto2.field(
-        7, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    spec: "___google__protobuf__.Any | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "ExecProcessRequest", ExecProcessRequest
-)
+default_message_pool.register_message("containerd.task.v2", "ExecProcessRequest", ExecProcessRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -209,9 +184,7 @@ class ExecProcessResponse(betterproto2.Message):
     pass
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "ExecProcessResponse", ExecProcessResponse
-)
+default_message_pool.register_message("containerd.task.v2", "ExecProcessResponse", ExecProcessResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -233,9 +206,7 @@ class PauseRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "PauseRequest", PauseRequest
-)
+default_message_pool.register_message("containerd.task.v2", "PauseRequest", PauseRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -253,9 +224,7 @@ class PidsResponse(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "PidsResponse", PidsResponse
-)
+default_message_pool.register_message("containerd.task.v2", "PidsResponse", PidsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -269,9 +238,7 @@ class ResizePtyRequest(betterproto2.Message):
     height: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "ResizePtyRequest", ResizePtyRequest
-)
+default_message_pool.register_message("containerd.task.v2", "ResizePtyRequest", ResizePtyRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -279,9 +246,7 @@ class ResumeRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "ResumeRequest", ResumeRequest
-)
+default_message_pool.register_message("containerd.task.v2", "ResumeRequest", ResumeRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -291,9 +256,7 @@ class ShutdownRequest(betterproto2.Message):
     now: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "ShutdownRequest", ShutdownRequest
-)
+default_message_pool.register_message("containerd.task.v2", "ShutdownRequest", ShutdownRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -303,9 +266,7 @@ class StartRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "StartRequest", StartRequest
-)
+default_message_pool.register_message("containerd.task.v2", "StartRequest", StartRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -313,9 +274,7 @@ class StartResponse(betterproto2.Message):
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "StartResponse", StartResponse
-)
+default_message_pool.register_message("containerd.task.v2", "StartResponse", StartResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -325,9 +284,7 @@ class StateRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "StateRequest", StateRequest
-)
+default_message_pool.register_message("containerd.task.v2", "StateRequest", StateRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -353,18 +310,13 @@ class StateResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        10,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        10, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
 
     exec_id: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "StateResponse", StateResponse
-)
+default_message_pool.register_message("containerd.task.v2", "StateResponse", StateResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -372,9 +324,7 @@ class StatsRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "StatsRequest", StatsRequest
-)
+default_message_pool.register_message("containerd.task.v2", "StatsRequest", StatsRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -384,9 +334,7 @@ class StatsResponse(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "StatsResponse", StatsResponse
-)
+default_message_pool.register_message("containerd.task.v2", "StatsResponse", StatsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -400,15 +348,11 @@ class UpdateTaskRequest(betterproto2.Message):
     annotations: "dict[str, str]" = betterproto2.field(
         3,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "UpdateTaskRequest", UpdateTaskRequest
-)
+default_message_pool.register_message("containerd.task.v2", "UpdateTaskRequest", UpdateTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -426,16 +370,11 @@ class WaitResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
 
 
-default_message_pool.register_message(
-    "containerd.task.v2", "WaitResponse", WaitResponse
-)
+default_message_pool.register_message("containerd.task.v2", "WaitResponse", WaitResponse)
 
 
 class TaskStub(betterproto2_grpclib.ServiceStub):
@@ -790,9 +729,7 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def checkpoint(
-        self, message: "CheckpointTaskRequest"
-    ) -> "___google__protobuf__.Empty":
+    async def checkpoint(self, message: "CheckpointTaskRequest") -> "___google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -800,27 +737,19 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def exec(
-        self, message: "ExecProcessRequest"
-    ) -> "___google__protobuf__.Empty":
+    async def exec(self, message: "ExecProcessRequest") -> "___google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def resize_pty(
-        self, message: "ResizePtyRequest"
-    ) -> "___google__protobuf__.Empty":
+    async def resize_pty(self, message: "ResizePtyRequest") -> "___google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def close_io(
-        self, message: "CloseIoRequest"
-    ) -> "___google__protobuf__.Empty":
+    async def close_io(self, message: "CloseIoRequest") -> "___google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def update(
-        self, message: "UpdateTaskRequest"
-    ) -> "___google__protobuf__.Empty":
+    async def update(self, message: "UpdateTaskRequest") -> "___google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -836,15 +765,11 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def shutdown(
-        self, message: "ShutdownRequest"
-    ) -> "___google__protobuf__.Empty":
+    async def shutdown(self, message: "ShutdownRequest") -> "___google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_state(
-        self, stream: "grpclib.server.Stream[StateRequest, StateResponse]"
-    ) -> None:
+    async def __rpc_state(self, stream: "grpclib.server.Stream[StateRequest, StateResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.state(request)
@@ -858,25 +783,19 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
         response = await self.create(request)
         await stream.send_message(response)
 
-    async def __rpc_start(
-        self, stream: "grpclib.server.Stream[StartRequest, StartResponse]"
-    ) -> None:
+    async def __rpc_start(self, stream: "grpclib.server.Stream[StartRequest, StartResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.start(request)
         await stream.send_message(response)
 
-    async def __rpc_delete(
-        self, stream: "grpclib.server.Stream[DeleteRequest, DeleteResponse]"
-    ) -> None:
+    async def __rpc_delete(self, stream: "grpclib.server.Stream[DeleteRequest, DeleteResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.delete(request)
         await stream.send_message(response)
 
-    async def __rpc_pids(
-        self, stream: "grpclib.server.Stream[PidsRequest, PidsResponse]"
-    ) -> None:
+    async def __rpc_pids(self, stream: "grpclib.server.Stream[PidsRequest, PidsResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.pids(request)
@@ -891,8 +810,7 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_resume(
-        self,
-        stream: "grpclib.server.Stream[ResumeRequest, ___google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ResumeRequest, ___google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -900,8 +818,7 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_checkpoint(
-        self,
-        stream: "grpclib.server.Stream[CheckpointTaskRequest, ___google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[CheckpointTaskRequest, ___google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -917,8 +834,7 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_exec(
-        self,
-        stream: "grpclib.server.Stream[ExecProcessRequest, ___google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ExecProcessRequest, ___google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -926,8 +842,7 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_resize_pty(
-        self,
-        stream: "grpclib.server.Stream[ResizePtyRequest, ___google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ResizePtyRequest, ___google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -935,8 +850,7 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_close_io(
-        self,
-        stream: "grpclib.server.Stream[CloseIoRequest, ___google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[CloseIoRequest, ___google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -944,41 +858,33 @@ class TaskBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_update(
-        self,
-        stream: "grpclib.server.Stream[UpdateTaskRequest, ___google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[UpdateTaskRequest, ___google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.update(request)
         await stream.send_message(response)
 
-    async def __rpc_wait(
-        self, stream: "grpclib.server.Stream[WaitRequest, WaitResponse]"
-    ) -> None:
+    async def __rpc_wait(self, stream: "grpclib.server.Stream[WaitRequest, WaitResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.wait(request)
         await stream.send_message(response)
 
-    async def __rpc_stats(
-        self, stream: "grpclib.server.Stream[StatsRequest, StatsResponse]"
-    ) -> None:
+    async def __rpc_stats(self, stream: "grpclib.server.Stream[StatsRequest, StatsResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.stats(request)
         await stream.send_message(response)
 
-    async def __rpc_connect(
-        self, stream: "grpclib.server.Stream[ConnectRequest, ConnectResponse]"
-    ) -> None:
+    async def __rpc_connect(self, stream: "grpclib.server.Stream[ConnectRequest, ConnectResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.connect(request)
         await stream.send_message(response)
 
     async def __rpc_shutdown(
-        self,
-        stream: "grpclib.server.Stream[ShutdownRequest, ___google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ShutdownRequest, ___google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

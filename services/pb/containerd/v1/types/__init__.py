@@ -38,9 +38,7 @@ class Process(betterproto2.Message):
 
     pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
-    status: "Status" = betterproto2.field(
-        4, betterproto2.TYPE_ENUM, default_factory=lambda: Status(0)
-    )
+    status: "Status" = betterproto2.field(4, betterproto2.TYPE_ENUM, default_factory=lambda: Status(0))
 
     stdin: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
 
@@ -53,10 +51,7 @@ class Process(betterproto2.Message):
     exit_status: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        10,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ___google__protobuf__.Timestamp,
-        optional=True,
+        10, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
 
 
@@ -67,9 +62,7 @@ default_message_pool.register_message("containerd.v1.types", "Process", Process)
 class ProcessInfo(betterproto2.Message):
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
-    info: "___google__protobuf__.Any | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    info: "___google__protobuf__.Any | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("containerd.v1.types", "ProcessInfo", ProcessInfo)

@@ -77,9 +77,7 @@ class BootstrapParams(betterproto2.Message):
 
     namespace: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    log_level: "LogLevel" = betterproto2.field(
-        3, betterproto2.TYPE_ENUM, default_factory=lambda: LogLevel(0)
-    )
+    log_level: "LogLevel" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: LogLevel(0))
 
     containerd_version: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
@@ -89,18 +87,12 @@ class BootstrapParams(betterproto2.Message):
 
     containerd_binary: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
 
-    extensions: "list[Extension]" = betterproto2.field(
-        8, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    extensions: "list[Extension]" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, repeated=True)
 
-    socket_dir: "str | None" = betterproto2.field(
-        9, betterproto2.TYPE_STRING, optional=True
-    )
+    socket_dir: "str | None" = betterproto2.field(9, betterproto2.TYPE_STRING, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.runtime.bootstrap.v1", "BootstrapParams", BootstrapParams
-)
+default_message_pool.register_message("containerd.runtime.bootstrap.v1", "BootstrapParams", BootstrapParams)
 
 
 @dataclass(eq=False, repr=False)
@@ -111,22 +103,16 @@ class BootstrapResult(betterproto2.Message):
 
     protocol: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    capabilities: "list[Capability]" = betterproto2.field(
-        4, betterproto2.TYPE_ENUM, repeated=True
-    )
+    capabilities: "list[Capability]" = betterproto2.field(4, betterproto2.TYPE_ENUM, repeated=True)
 
     metadata: "dict[str, str]" = betterproto2.field(
         5,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.runtime.bootstrap.v1", "BootstrapResult", BootstrapResult
-)
+default_message_pool.register_message("containerd.runtime.bootstrap.v1", "BootstrapResult", BootstrapResult)
 
 
 @dataclass(eq=False, repr=False)
@@ -136,9 +122,7 @@ class Extension(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.runtime.bootstrap.v1", "Extension", Extension
-)
+default_message_pool.register_message("containerd.runtime.bootstrap.v1", "Extension", Extension)
 
 
 from .....google import protobuf as ____google__protobuf__

@@ -60,9 +60,7 @@ class AbortRequest(betterproto2.Message):
     ref: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "AbortRequest", AbortRequest
-)
+default_message_pool.register_message("containerd.services.content.v1", "AbortRequest", AbortRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -82,25 +80,17 @@ class Info(betterproto2.Message):
     size: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
 
     created_at: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     updated_at: "datetime.datetime | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     labels: "dict[str, str]" = betterproto2.field(
         5,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -112,28 +102,20 @@ class InfoRequest(betterproto2.Message):
     digest: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "InfoRequest", InfoRequest
-)
+default_message_pool.register_message("containerd.services.content.v1", "InfoRequest", InfoRequest)
 
 
 @dataclass(eq=False, repr=False)
 class InfoResponse(betterproto2.Message):
-    info: "Info | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    info: "Info | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "InfoResponse", InfoResponse
-)
+default_message_pool.register_message("containerd.services.content.v1", "InfoResponse", InfoResponse)
 
 
 @dataclass(eq=False, repr=False)
 class ListContentRequest(betterproto2.Message):
-    filters: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
 
 default_message_pool.register_message(
@@ -153,9 +135,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ListStatusesRequest(betterproto2.Message):
-    filters: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
 
 default_message_pool.register_message(
@@ -165,9 +145,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ListStatusesResponse(betterproto2.Message):
-    statuses: "list[Status]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    statuses: "list[Status]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message(
@@ -204,17 +182,11 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class Status(betterproto2.Message):
     started_at: "datetime.datetime | None" = betterproto2.field(
-        1,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     updated_at: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     ref: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -226,9 +198,7 @@ class Status(betterproto2.Message):
     expected: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "Status", Status
-)
+default_message_pool.register_message("containerd.services.content.v1", "Status", Status)
 
 
 @dataclass(eq=False, repr=False)
@@ -236,49 +206,35 @@ class StatusRequest(betterproto2.Message):
     ref: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "StatusRequest", StatusRequest
-)
+default_message_pool.register_message("containerd.services.content.v1", "StatusRequest", StatusRequest)
 
 
 @dataclass(eq=False, repr=False)
 class StatusResponse(betterproto2.Message):
-    status: "Status | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    status: "Status | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "StatusResponse", StatusResponse
-)
+default_message_pool.register_message("containerd.services.content.v1", "StatusResponse", StatusResponse)
 
 
 @dataclass(eq=False, repr=False)
 class UpdateRequest(betterproto2.Message):
-    info: "Info | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    info: "Info | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "UpdateRequest", UpdateRequest
-)
+default_message_pool.register_message("containerd.services.content.v1", "UpdateRequest", UpdateRequest)
 
 
 @dataclass(eq=False, repr=False)
 class UpdateResponse(betterproto2.Message):
-    info: "Info | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    info: "Info | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.content.v1", "UpdateResponse", UpdateResponse
-)
+default_message_pool.register_message("containerd.services.content.v1", "UpdateResponse", UpdateResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -300,9 +256,7 @@ class WriteContentRequest(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         7,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -318,17 +272,11 @@ class WriteContentResponse(betterproto2.Message):
     )
 
     started_at: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     updated_at: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     offset: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
@@ -533,22 +481,16 @@ class ContentBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def list(
-        self, message: "ListContentRequest"
-    ) -> "AsyncIterator[ListContentResponse]":
+    async def list(self, message: "ListContentRequest") -> "AsyncIterator[ListContentResponse]":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ListContentResponse()
 
-    async def delete(
-        self, message: "DeleteContentRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def delete(self, message: "DeleteContentRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def read(
-        self, message: "ReadContentRequest"
-    ) -> "AsyncIterator[ReadContentResponse]":
+    async def read(self, message: "ReadContentRequest") -> "AsyncIterator[ReadContentResponse]":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ReadContentResponse()
@@ -557,9 +499,7 @@ class ContentBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def list_statuses(
-        self, message: "ListStatusesRequest"
-    ) -> "ListStatusesResponse":
+    async def list_statuses(self, message: "ListStatusesRequest") -> "ListStatusesResponse":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -574,17 +514,13 @@ class ContentBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_info(
-        self, stream: "grpclib.server.Stream[InfoRequest, InfoResponse]"
-    ) -> None:
+    async def __rpc_info(self, stream: "grpclib.server.Stream[InfoRequest, InfoResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.info(request)
         await stream.send_message(response)
 
-    async def __rpc_update(
-        self, stream: "grpclib.server.Stream[UpdateRequest, UpdateResponse]"
-    ) -> None:
+    async def __rpc_update(self, stream: "grpclib.server.Stream[UpdateRequest, UpdateResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.update(request)
@@ -602,8 +538,7 @@ class ContentBase(betterproto2_grpclib.ServiceBase):
         )
 
     async def __rpc_delete(
-        self,
-        stream: "grpclib.server.Stream[DeleteContentRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[DeleteContentRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -621,9 +556,7 @@ class ContentBase(betterproto2_grpclib.ServiceBase):
             request,
         )
 
-    async def __rpc_status(
-        self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]"
-    ) -> None:
+    async def __rpc_status(self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.status(request)
@@ -648,8 +581,7 @@ class ContentBase(betterproto2_grpclib.ServiceBase):
         )
 
     async def __rpc_abort(
-        self,
-        stream: "grpclib.server.Stream[AbortRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[AbortRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

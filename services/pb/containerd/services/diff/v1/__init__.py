@@ -3,14 +3,7 @@
 # plugin: python-betterproto2
 # This file has been @generated
 
-__all__ = (
-    "ApplyRequest",
-    "ApplyResponse",
-    "DiffBase",
-    "DiffRequest",
-    "DiffResponse",
-    "DiffStub",
-)
+__all__ = ("ApplyRequest", "ApplyResponse", "DiffBase", "DiffRequest", "DiffResponse", "DiffStub")
 
 import datetime
 from dataclasses import dataclass
@@ -33,51 +26,35 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class ApplyRequest(betterproto2.Message):
-    diff: "___types__.Descriptor | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    diff: "___types__.Descriptor | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
-    mounts: "list[___types__.Mount]" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    mounts: "list[___types__.Mount]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
 
     payloads: "dict[str, ____google__protobuf__.Any]" = betterproto2.field(
         3,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE),
     )
 
     sync_fs: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
 
 
-default_message_pool.register_message(
-    "containerd.services.diff.v1", "ApplyRequest", ApplyRequest
-)
+default_message_pool.register_message("containerd.services.diff.v1", "ApplyRequest", ApplyRequest)
 
 
 @dataclass(eq=False, repr=False)
 class ApplyResponse(betterproto2.Message):
-    applied: "___types__.Descriptor | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    applied: "___types__.Descriptor | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.diff.v1", "ApplyResponse", ApplyResponse
-)
+default_message_pool.register_message("containerd.services.diff.v1", "ApplyResponse", ApplyResponse)
 
 
 @dataclass(eq=False, repr=False)
 class DiffRequest(betterproto2.Message):
-    left: "list[___types__.Mount]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    left: "list[___types__.Mount]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
-    right: "list[___types__.Mount]" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    right: "list[___types__.Mount]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
 
     media_type: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
@@ -86,34 +63,23 @@ class DiffRequest(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         5,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
     source_date_epoch: "datetime.datetime | None" = betterproto2.field(
-        6,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        6, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.diff.v1", "DiffRequest", DiffRequest
-)
+default_message_pool.register_message("containerd.services.diff.v1", "DiffRequest", DiffRequest)
 
 
 @dataclass(eq=False, repr=False)
 class DiffResponse(betterproto2.Message):
-    diff: "___types__.Descriptor | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    diff: "___types__.Descriptor | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.diff.v1", "DiffResponse", DiffResponse
-)
+default_message_pool.register_message("containerd.services.diff.v1", "DiffResponse", DiffResponse)
 
 
 class DiffStub(betterproto2_grpclib.ServiceStub):
@@ -175,17 +141,13 @@ class DiffBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_apply(
-        self, stream: "grpclib.server.Stream[ApplyRequest, ApplyResponse]"
-    ) -> None:
+    async def __rpc_apply(self, stream: "grpclib.server.Stream[ApplyRequest, ApplyResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.apply(request)
         await stream.send_message(response)
 
-    async def __rpc_diff(
-        self, stream: "grpclib.server.Stream[DiffRequest, DiffResponse]"
-    ) -> None:
+    async def __rpc_diff(self, stream: "grpclib.server.Stream[DiffRequest, DiffResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.diff(request)

@@ -3,13 +3,7 @@
 # plugin: python-betterproto2
 # This file has been @generated
 
-__all__ = (
-    "EventsBase",
-    "EventsStub",
-    "ForwardRequest",
-    "PublishRequest",
-    "SubscribeRequest",
-)
+__all__ = ("EventsBase", "EventsStub", "ForwardRequest", "PublishRequest", "SubscribeRequest")
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -32,14 +26,10 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class ForwardRequest(betterproto2.Message):
-    envelope: "___types__.Envelope | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    envelope: "___types__.Envelope | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.events.v1", "ForwardRequest", ForwardRequest
-)
+default_message_pool.register_message("containerd.services.events.v1", "ForwardRequest", ForwardRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -51,21 +41,15 @@ class PublishRequest(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.events.v1", "PublishRequest", PublishRequest
-)
+default_message_pool.register_message("containerd.services.events.v1", "PublishRequest", PublishRequest)
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeRequest(betterproto2.Message):
-    filters: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.events.v1", "SubscribeRequest", SubscribeRequest
-)
+default_message_pool.register_message("containerd.services.events.v1", "SubscribeRequest", SubscribeRequest)
 
 
 class EventsStub(betterproto2_grpclib.ServiceStub):
@@ -140,28 +124,21 @@ class EventsBase(betterproto2_grpclib.ServiceBase):
     (docs/contracts.md).
     """
 
-    async def publish(
-        self, message: "PublishRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def publish(self, message: "PublishRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def forward(
-        self, message: "ForwardRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def forward(self, message: "ForwardRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def subscribe(
-        self, message: "SubscribeRequest"
-    ) -> "AsyncIterator[___types__.Envelope]":
+    async def subscribe(self, message: "SubscribeRequest") -> "AsyncIterator[___types__.Envelope]":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ___types__.Envelope()
 
     async def __rpc_publish(
-        self,
-        stream: "grpclib.server.Stream[PublishRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[PublishRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -169,8 +146,7 @@ class EventsBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_forward(
-        self,
-        stream: "grpclib.server.Stream[ForwardRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ForwardRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

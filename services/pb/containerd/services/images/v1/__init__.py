@@ -42,15 +42,10 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class CreateImageRequest(betterproto2.Message):
-    image: "Image | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    image: "Image | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     source_date_epoch: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
 
@@ -61,9 +56,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class CreateImageResponse(betterproto2.Message):
-    image: "Image | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    image: "Image | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message(
@@ -77,9 +70,7 @@ class DeleteImageRequest(betterproto2.Message):
 
     sync: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
-    target: "___types__.Descriptor | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    target: "___types__.Descriptor | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message(
@@ -92,21 +83,15 @@ class GetImageRequest(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.images.v1", "GetImageRequest", GetImageRequest
-)
+default_message_pool.register_message("containerd.services.images.v1", "GetImageRequest", GetImageRequest)
 
 
 @dataclass(eq=False, repr=False)
 class GetImageResponse(betterproto2.Message):
-    image: "Image | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    image: "Image | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.images.v1", "GetImageResponse", GetImageResponse
-)
+default_message_pool.register_message("containerd.services.images.v1", "GetImageResponse", GetImageResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -116,27 +101,17 @@ class Image(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         2,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
-    target: "___types__.Descriptor | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    target: "___types__.Descriptor | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
     created_at: "datetime.datetime | None" = betterproto2.field(
-        7,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        7, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     updated_at: "datetime.datetime | None" = betterproto2.field(
-        8,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        8, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
 
@@ -150,15 +125,11 @@ class ImageCreate(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         2,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.images.v1", "ImageCreate", ImageCreate
-)
+default_message_pool.register_message("containerd.services.images.v1", "ImageCreate", ImageCreate)
 
 
 @dataclass(eq=False, repr=False)
@@ -166,9 +137,7 @@ class ImageDelete(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.images.v1", "ImageDelete", ImageDelete
-)
+default_message_pool.register_message("containerd.services.images.v1", "ImageDelete", ImageDelete)
 
 
 @dataclass(eq=False, repr=False)
@@ -178,34 +147,24 @@ class ImageUpdate(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         2,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.images.v1", "ImageUpdate", ImageUpdate
-)
+default_message_pool.register_message("containerd.services.images.v1", "ImageUpdate", ImageUpdate)
 
 
 @dataclass(eq=False, repr=False)
 class ListImagesRequest(betterproto2.Message):
-    filters: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.images.v1", "ListImagesRequest", ListImagesRequest
-)
+default_message_pool.register_message("containerd.services.images.v1", "ListImagesRequest", ListImagesRequest)
 
 
 @dataclass(eq=False, repr=False)
 class ListImagesResponse(betterproto2.Message):
-    images: "list[Image]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    images: "list[Image]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message(
@@ -215,19 +174,14 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class UpdateImageRequest(betterproto2.Message):
-    image: "Image | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    image: "Image | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 
     source_date_epoch: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
 
@@ -238,9 +192,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class UpdateImageResponse(betterproto2.Message):
-    image: "Image | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    image: "Image | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message(
@@ -369,15 +321,11 @@ class ImagesBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def delete(
-        self, message: "DeleteImageRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def delete(self, message: "DeleteImageRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_get(
-        self, stream: "grpclib.server.Stream[GetImageRequest, GetImageResponse]"
-    ) -> None:
+    async def __rpc_get(self, stream: "grpclib.server.Stream[GetImageRequest, GetImageResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.get(request)
@@ -408,8 +356,7 @@ class ImagesBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_delete(
-        self,
-        stream: "grpclib.server.Stream[DeleteImageRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[DeleteImageRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

@@ -41,10 +41,7 @@ class DeprecationWarning(betterproto2.Message):
     message: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     last_occurrence: "datetime.datetime | None" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
 
@@ -59,34 +56,24 @@ class Plugin(betterproto2.Message):
 
     id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    requires: "list[str]" = betterproto2.field(
-        3, betterproto2.TYPE_STRING, repeated=True
-    )
+    requires: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
 
-    platforms: "list[___types__.Platform]" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    platforms: "list[___types__.Platform]" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, repeated=True)
 
     exports: "dict[str, str]" = betterproto2.field(
         5,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
-    capabilities: "list[str]" = betterproto2.field(
-        6, betterproto2.TYPE_STRING, repeated=True
-    )
+    capabilities: "list[str]" = betterproto2.field(6, betterproto2.TYPE_STRING, repeated=True)
 
     init_err: "____google__rpc__.Status | None" = betterproto2.field(
         7, betterproto2.TYPE_MESSAGE, optional=True
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.introspection.v1", "Plugin", Plugin
-)
+default_message_pool.register_message("containerd.services.introspection.v1", "Plugin", Plugin)
 
 
 @dataclass(eq=False, repr=False)
@@ -107,9 +94,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class PluginInfoResponse(betterproto2.Message):
-    plugin: "Plugin | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    plugin: "Plugin | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     extra: "____google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
@@ -123,9 +108,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class PluginsRequest(betterproto2.Message):
-    filters: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
 
 default_message_pool.register_message(
@@ -135,9 +118,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class PluginsResponse(betterproto2.Message):
-    plugins: "list[Plugin]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    plugins: "list[Plugin]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message(
@@ -153,9 +134,7 @@ class ServerResponse(betterproto2.Message):
 
     pidns: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
 
-    deprecations: "list[DeprecationWarning]" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    deprecations: "list[DeprecationWarning]" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message(
@@ -248,17 +227,14 @@ class IntrospectionBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_plugins(
-        self, stream: "grpclib.server.Stream[PluginsRequest, PluginsResponse]"
-    ) -> None:
+    async def __rpc_plugins(self, stream: "grpclib.server.Stream[PluginsRequest, PluginsResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.plugins(request)
         await stream.send_message(response)
 
     async def __rpc_server(
-        self,
-        stream: "grpclib.server.Stream[____google__protobuf__.Empty, ServerResponse]",
+        self, stream: "grpclib.server.Stream[____google__protobuf__.Empty, ServerResponse]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

@@ -42,9 +42,7 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 class AddResourceRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    resource: "Resource | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    resource: "Resource | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message(
@@ -59,27 +57,19 @@ class CreateRequest(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         3,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.leases.v1", "CreateRequest", CreateRequest
-)
+default_message_pool.register_message("containerd.services.leases.v1", "CreateRequest", CreateRequest)
 
 
 @dataclass(eq=False, repr=False)
 class CreateResponse(betterproto2.Message):
-    lease: "Lease | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    lease: "Lease | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.leases.v1", "CreateResponse", CreateResponse
-)
+default_message_pool.register_message("containerd.services.leases.v1", "CreateResponse", CreateResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -89,18 +79,14 @@ class DeleteRequest(betterproto2.Message):
     sync: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
 
-default_message_pool.register_message(
-    "containerd.services.leases.v1", "DeleteRequest", DeleteRequest
-)
+default_message_pool.register_message("containerd.services.leases.v1", "DeleteRequest", DeleteRequest)
 
 
 @dataclass(eq=False, repr=False)
 class DeleteResourceRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    resource: "Resource | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    resource: "Resource | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message(
@@ -113,18 +99,13 @@ class Lease(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     created_at: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     labels: "dict[str, str]" = betterproto2.field(
         3,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -133,14 +114,10 @@ default_message_pool.register_message("containerd.services.leases.v1", "Lease", 
 
 @dataclass(eq=False, repr=False)
 class ListRequest(betterproto2.Message):
-    filters: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.leases.v1", "ListRequest", ListRequest
-)
+default_message_pool.register_message("containerd.services.leases.v1", "ListRequest", ListRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -155,9 +132,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ListResourcesResponse(betterproto2.Message):
-    resources: "list[Resource]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    resources: "list[Resource]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message(
@@ -167,14 +142,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ListResponse(betterproto2.Message):
-    leases: "list[Lease]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    leases: "list[Lease]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.leases.v1", "ListResponse", ListResponse
-)
+default_message_pool.register_message("containerd.services.leases.v1", "ListResponse", ListResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -184,9 +155,7 @@ class Resource(betterproto2.Message):
     type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.leases.v1", "Resource", Resource
-)
+default_message_pool.register_message("containerd.services.leases.v1", "Resource", Resource)
 
 
 class LeasesStub(betterproto2_grpclib.ServiceStub):
@@ -323,52 +292,40 @@ class LeasesBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def add_resource(
-        self, message: "AddResourceRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def add_resource(self, message: "AddResourceRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def delete_resource(
-        self, message: "DeleteResourceRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def delete_resource(self, message: "DeleteResourceRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def list_resources(
-        self, message: "ListResourcesRequest"
-    ) -> "ListResourcesResponse":
+    async def list_resources(self, message: "ListResourcesRequest") -> "ListResourcesResponse":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_create(
-        self, stream: "grpclib.server.Stream[CreateRequest, CreateResponse]"
-    ) -> None:
+    async def __rpc_create(self, stream: "grpclib.server.Stream[CreateRequest, CreateResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.create(request)
         await stream.send_message(response)
 
     async def __rpc_delete(
-        self,
-        stream: "grpclib.server.Stream[DeleteRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[DeleteRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.delete(request)
         await stream.send_message(response)
 
-    async def __rpc_list(
-        self, stream: "grpclib.server.Stream[ListRequest, ListResponse]"
-    ) -> None:
+    async def __rpc_list(self, stream: "grpclib.server.Stream[ListRequest, ListResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.list(request)
         await stream.send_message(response)
 
     async def __rpc_add_resource(
-        self,
-        stream: "grpclib.server.Stream[AddResourceRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[AddResourceRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -376,8 +333,7 @@ class LeasesBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_delete_resource(
-        self,
-        stream: "grpclib.server.Stream[DeleteResourceRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[DeleteResourceRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -385,8 +341,7 @@ class LeasesBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_list_resources(
-        self,
-        stream: "grpclib.server.Stream[ListResourcesRequest, ListResourcesResponse]",
+        self, stream: "grpclib.server.Stream[ListResourcesRequest, ListResourcesResponse]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

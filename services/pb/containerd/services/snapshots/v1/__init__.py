@@ -62,9 +62,7 @@ class CleanupRequest(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.snapshots.v1", "CleanupRequest", CleanupRequest
-)
+default_message_pool.register_message("containerd.services.snapshots.v1", "CleanupRequest", CleanupRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -78,9 +76,7 @@ class CommitSnapshotRequest(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         4,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
     parent: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
@@ -97,30 +93,20 @@ class Info(betterproto2.Message):
 
     parent: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    kind: "Kind" = betterproto2.field(
-        3, betterproto2.TYPE_ENUM, default_factory=lambda: Kind(0)
-    )
+    kind: "Kind" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: Kind(0))
 
     created_at: "datetime.datetime | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     updated_at: "datetime.datetime | None" = betterproto2.field(
-        5,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
     labels: "dict[str, str]" = betterproto2.field(
         6,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -131,9 +117,7 @@ default_message_pool.register_message("containerd.services.snapshots.v1", "Info"
 class ListSnapshotsRequest(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    filters: "list[str]" = betterproto2.field(
-        2, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
 
 
 default_message_pool.register_message(
@@ -158,21 +142,15 @@ class MountsRequest(betterproto2.Message):
     key: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.snapshots.v1", "MountsRequest", MountsRequest
-)
+default_message_pool.register_message("containerd.services.snapshots.v1", "MountsRequest", MountsRequest)
 
 
 @dataclass(eq=False, repr=False)
 class MountsResponse(betterproto2.Message):
-    mounts: "list[___types__.Mount]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    mounts: "list[___types__.Mount]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.snapshots.v1", "MountsResponse", MountsResponse
-)
+default_message_pool.register_message("containerd.services.snapshots.v1", "MountsResponse", MountsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -186,9 +164,7 @@ class PrepareSnapshotRequest(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         4,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -199,15 +175,11 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class PrepareSnapshotResponse(betterproto2.Message):
-    mounts: "list[___types__.Mount]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    mounts: "list[___types__.Mount]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message(
-    "containerd.services.snapshots.v1",
-    "PrepareSnapshotResponse",
-    PrepareSnapshotResponse,
+    "containerd.services.snapshots.v1", "PrepareSnapshotResponse", PrepareSnapshotResponse
 )
 
 
@@ -237,9 +209,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class StatSnapshotResponse(betterproto2.Message):
-    info: "Info | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    info: "Info | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message(
@@ -251,9 +221,7 @@ default_message_pool.register_message(
 class UpdateSnapshotRequest(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    info: "Info | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    info: "Info | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
@@ -267,9 +235,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class UpdateSnapshotResponse(betterproto2.Message):
-    info: "Info | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    info: "Info | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message(
@@ -284,9 +250,7 @@ class UsageRequest(betterproto2.Message):
     key: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.snapshots.v1", "UsageRequest", UsageRequest
-)
+default_message_pool.register_message("containerd.services.snapshots.v1", "UsageRequest", UsageRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -296,9 +260,7 @@ class UsageResponse(betterproto2.Message):
     inodes: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
 
 
-default_message_pool.register_message(
-    "containerd.services.snapshots.v1", "UsageResponse", UsageResponse
-)
+default_message_pool.register_message("containerd.services.snapshots.v1", "UsageResponse", UsageResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -312,9 +274,7 @@ class ViewSnapshotRequest(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         4,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
@@ -325,9 +285,7 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ViewSnapshotResponse(betterproto2.Message):
-    mounts: "list[___types__.Mount]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    mounts: "list[___types__.Mount]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message(
@@ -531,9 +489,7 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
     Layers as a chain of parents. key means an active snapshot, name a committed one.
     """
 
-    async def prepare(
-        self, message: "PrepareSnapshotRequest"
-    ) -> "PrepareSnapshotResponse":
+    async def prepare(self, message: "PrepareSnapshotRequest") -> "PrepareSnapshotResponse":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -545,15 +501,11 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def commit(
-        self, message: "CommitSnapshotRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def commit(self, message: "CommitSnapshotRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def remove(
-        self, message: "RemoveSnapshotRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def remove(self, message: "RemoveSnapshotRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -561,15 +513,11 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def update(
-        self, message: "UpdateSnapshotRequest"
-    ) -> "UpdateSnapshotResponse":
+    async def update(self, message: "UpdateSnapshotRequest") -> "UpdateSnapshotResponse":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def list(
-        self, message: "ListSnapshotsRequest"
-    ) -> "AsyncIterator[ListSnapshotsResponse]":
+    async def list(self, message: "ListSnapshotsRequest") -> "AsyncIterator[ListSnapshotsResponse]":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ListSnapshotsResponse()
@@ -578,15 +526,12 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def cleanup(
-        self, message: "CleanupRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def cleanup(self, message: "CleanupRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_prepare(
-        self,
-        stream: "grpclib.server.Stream[PrepareSnapshotRequest, PrepareSnapshotResponse]",
+        self, stream: "grpclib.server.Stream[PrepareSnapshotRequest, PrepareSnapshotResponse]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -601,17 +546,14 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
         response = await self.view(request)
         await stream.send_message(response)
 
-    async def __rpc_mounts(
-        self, stream: "grpclib.server.Stream[MountsRequest, MountsResponse]"
-    ) -> None:
+    async def __rpc_mounts(self, stream: "grpclib.server.Stream[MountsRequest, MountsResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.mounts(request)
         await stream.send_message(response)
 
     async def __rpc_commit(
-        self,
-        stream: "grpclib.server.Stream[CommitSnapshotRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[CommitSnapshotRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -619,8 +561,7 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_remove(
-        self,
-        stream: "grpclib.server.Stream[RemoveSnapshotRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[RemoveSnapshotRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -636,8 +577,7 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_update(
-        self,
-        stream: "grpclib.server.Stream[UpdateSnapshotRequest, UpdateSnapshotResponse]",
+        self, stream: "grpclib.server.Stream[UpdateSnapshotRequest, UpdateSnapshotResponse]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -645,8 +585,7 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_list(
-        self,
-        stream: "grpclib.server.Stream[ListSnapshotsRequest, ListSnapshotsResponse]",
+        self, stream: "grpclib.server.Stream[ListSnapshotsRequest, ListSnapshotsResponse]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -656,17 +595,14 @@ class SnapshotsBase(betterproto2_grpclib.ServiceBase):
             request,
         )
 
-    async def __rpc_usage(
-        self, stream: "grpclib.server.Stream[UsageRequest, UsageResponse]"
-    ) -> None:
+    async def __rpc_usage(self, stream: "grpclib.server.Stream[UsageRequest, UsageResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.usage(request)
         await stream.send_message(response)
 
     async def __rpc_cleanup(
-        self,
-        stream: "grpclib.server.Stream[CleanupRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[CleanupRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

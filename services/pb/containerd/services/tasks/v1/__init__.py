@@ -91,18 +91,14 @@ class CloseIoRequest(betterproto2.Message):
     stdin: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "CloseIORequest", CloseIoRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "CloseIORequest", CloseIoRequest)
 
 
 @dataclass(eq=False, repr=False)
 class CreateTaskRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    rootfs: "list[___types__.Mount]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    rootfs: "list[___types__.Mount]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
     stdin: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
@@ -127,9 +123,7 @@ class CreateTaskRequest(betterproto2.Message):
     task_api_version: "int" = betterproto2.field(12, betterproto2.TYPE_UINT32)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "CreateTaskRequest", CreateTaskRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "CreateTaskRequest", CreateTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -165,16 +159,11 @@ class DeleteResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "DeleteResponse", DeleteResponse
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "DeleteResponse", DeleteResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -182,9 +171,7 @@ class DeleteTaskRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "DeleteTaskRequest", DeleteTaskRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "DeleteTaskRequest", DeleteTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -228,21 +215,15 @@ class GetRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "GetRequest", GetRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "GetRequest", GetRequest)
 
 
 @dataclass(eq=False, repr=False)
 class GetResponse(betterproto2.Message):
-    process: "___v1__types__.Process | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    process: "___v1__types__.Process | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "GetResponse", GetResponse
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "GetResponse", GetResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -256,9 +237,7 @@ class KillRequest(betterproto2.Message):
     all: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "KillRequest", KillRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "KillRequest", KillRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -266,9 +245,7 @@ class ListPidsRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "ListPidsRequest", ListPidsRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "ListPidsRequest", ListPidsRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -278,9 +255,7 @@ class ListPidsResponse(betterproto2.Message):
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "ListPidsResponse", ListPidsResponse
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "ListPidsResponse", ListPidsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -288,45 +263,31 @@ class ListTasksRequest(betterproto2.Message):
     filter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "ListTasksRequest", ListTasksRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "ListTasksRequest", ListTasksRequest)
 
 
 @dataclass(eq=False, repr=False)
 class ListTasksResponse(betterproto2.Message):
-    tasks: "list[___v1__types__.Process]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    tasks: "list[___v1__types__.Process]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "ListTasksResponse", ListTasksResponse
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "ListTasksResponse", ListTasksResponse)
 
 
 @dataclass(eq=False, repr=False)
 class MetricsRequest(betterproto2.Message):
-    filters: "list[str]" = betterproto2.field(
-        1, betterproto2.TYPE_STRING, repeated=True
-    )
+    filters: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "MetricsRequest", MetricsRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "MetricsRequest", MetricsRequest)
 
 
 @dataclass(eq=False, repr=False)
 class MetricsResponse(betterproto2.Message):
-    metrics: "list[___types__.Metric]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    metrics: "list[___types__.Metric]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "MetricsResponse", MetricsResponse
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "MetricsResponse", MetricsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -334,9 +295,7 @@ class PauseTaskRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "PauseTaskRequest", PauseTaskRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "PauseTaskRequest", PauseTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -350,9 +309,7 @@ class ResizePtyRequest(betterproto2.Message):
     height: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "ResizePtyRequest", ResizePtyRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "ResizePtyRequest", ResizePtyRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -360,9 +317,7 @@ class ResumeTaskRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "ResumeTaskRequest", ResumeTaskRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "ResumeTaskRequest", ResumeTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -372,9 +327,7 @@ class StartRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "StartRequest", StartRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "StartRequest", StartRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -382,9 +335,7 @@ class StartResponse(betterproto2.Message):
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "StartResponse", StartResponse
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "StartResponse", StartResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -398,15 +349,11 @@ class UpdateTaskRequest(betterproto2.Message):
     annotations: "dict[str, str]" = betterproto2.field(
         3,
         betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "UpdateTaskRequest", UpdateTaskRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "UpdateTaskRequest", UpdateTaskRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -416,9 +363,7 @@ class WaitRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "WaitRequest", WaitRequest
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "WaitRequest", WaitRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -426,16 +371,11 @@ class WaitResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: ____google__protobuf__.Timestamp,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ____google__protobuf__.Timestamp, optional=True
     )
 
 
-default_message_pool.register_message(
-    "containerd.services.tasks.v1", "WaitResponse", WaitResponse
-)
+default_message_pool.register_message("containerd.services.tasks.v1", "WaitResponse", WaitResponse)
 
 
 class TasksStub(betterproto2_grpclib.ServiceStub):
@@ -788,33 +728,23 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def exec(
-        self, message: "ExecProcessRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def exec(self, message: "ExecProcessRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def resize_pty(
-        self, message: "ResizePtyRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def resize_pty(self, message: "ResizePtyRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def close_io(
-        self, message: "CloseIoRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def close_io(self, message: "CloseIoRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def pause(
-        self, message: "PauseTaskRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def pause(self, message: "PauseTaskRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def resume(
-        self, message: "ResumeTaskRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def resume(self, message: "ResumeTaskRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -822,15 +752,11 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def checkpoint(
-        self, message: "CheckpointTaskRequest"
-    ) -> "CheckpointTaskResponse":
+    async def checkpoint(self, message: "CheckpointTaskRequest") -> "CheckpointTaskResponse":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def update(
-        self, message: "UpdateTaskRequest"
-    ) -> "____google__protobuf__.Empty":
+    async def update(self, message: "UpdateTaskRequest") -> "____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -850,17 +776,13 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         response = await self.create(request)
         await stream.send_message(response)
 
-    async def __rpc_start(
-        self, stream: "grpclib.server.Stream[StartRequest, StartResponse]"
-    ) -> None:
+    async def __rpc_start(self, stream: "grpclib.server.Stream[StartRequest, StartResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.start(request)
         await stream.send_message(response)
 
-    async def __rpc_delete(
-        self, stream: "grpclib.server.Stream[DeleteTaskRequest, DeleteResponse]"
-    ) -> None:
+    async def __rpc_delete(self, stream: "grpclib.server.Stream[DeleteTaskRequest, DeleteResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.delete(request)
@@ -874,17 +796,13 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         response = await self.delete_process(request)
         await stream.send_message(response)
 
-    async def __rpc_get(
-        self, stream: "grpclib.server.Stream[GetRequest, GetResponse]"
-    ) -> None:
+    async def __rpc_get(self, stream: "grpclib.server.Stream[GetRequest, GetResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.get(request)
         await stream.send_message(response)
 
-    async def __rpc_list(
-        self, stream: "grpclib.server.Stream[ListTasksRequest, ListTasksResponse]"
-    ) -> None:
+    async def __rpc_list(self, stream: "grpclib.server.Stream[ListTasksRequest, ListTasksResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.list(request)
@@ -899,8 +817,7 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_exec(
-        self,
-        stream: "grpclib.server.Stream[ExecProcessRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ExecProcessRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -908,8 +825,7 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_resize_pty(
-        self,
-        stream: "grpclib.server.Stream[ResizePtyRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ResizePtyRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -917,8 +833,7 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_close_io(
-        self,
-        stream: "grpclib.server.Stream[CloseIoRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[CloseIoRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -926,8 +841,7 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_pause(
-        self,
-        stream: "grpclib.server.Stream[PauseTaskRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[PauseTaskRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -935,8 +849,7 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_resume(
-        self,
-        stream: "grpclib.server.Stream[ResumeTaskRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ResumeTaskRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -952,8 +865,7 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_checkpoint(
-        self,
-        stream: "grpclib.server.Stream[CheckpointTaskRequest, CheckpointTaskResponse]",
+        self, stream: "grpclib.server.Stream[CheckpointTaskRequest, CheckpointTaskResponse]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -961,25 +873,20 @@ class TasksBase(betterproto2_grpclib.ServiceBase):
         await stream.send_message(response)
 
     async def __rpc_update(
-        self,
-        stream: "grpclib.server.Stream[UpdateTaskRequest, ____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[UpdateTaskRequest, ____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.update(request)
         await stream.send_message(response)
 
-    async def __rpc_metrics(
-        self, stream: "grpclib.server.Stream[MetricsRequest, MetricsResponse]"
-    ) -> None:
+    async def __rpc_metrics(self, stream: "grpclib.server.Stream[MetricsRequest, MetricsResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.metrics(request)
         await stream.send_message(response)
 
-    async def __rpc_wait(
-        self, stream: "grpclib.server.Stream[WaitRequest, WaitResponse]"
-    ) -> None:
+    async def __rpc_wait(self, stream: "grpclib.server.Stream[WaitRequest, WaitResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.wait(request)

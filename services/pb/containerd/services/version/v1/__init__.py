@@ -30,9 +30,7 @@ class VersionResponse(betterproto2.Message):
     revision: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
-default_message_pool.register_message(
-    "containerd.services.version.v1", "VersionResponse", VersionResponse
-)
+default_message_pool.register_message("containerd.services.version.v1", "VersionResponse", VersionResponse)
 
 
 class VersionStub(betterproto2_grpclib.ServiceStub):
@@ -70,15 +68,12 @@ class VersionBase(betterproto2_grpclib.ServiceBase):
     Which daemon answers.
     """
 
-    async def version(
-        self, message: "____google__protobuf__.Empty"
-    ) -> "VersionResponse":
+    async def version(self, message: "____google__protobuf__.Empty") -> "VersionResponse":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_version(
-        self,
-        stream: "grpclib.server.Stream[____google__protobuf__.Empty, VersionResponse]",
+        self, stream: "grpclib.server.Stream[____google__protobuf__.Empty, VersionResponse]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None

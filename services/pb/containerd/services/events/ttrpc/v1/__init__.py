@@ -25,14 +25,10 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class ForwardRequest(betterproto2.Message):
-    envelope: "____types__.Envelope | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    envelope: "____types__.Envelope | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
-default_message_pool.register_message(
-    "containerd.services.events.ttrpc.v1", "ForwardRequest", ForwardRequest
-)
+default_message_pool.register_message("containerd.services.events.ttrpc.v1", "ForwardRequest", ForwardRequest)
 
 
 class EventsStub(betterproto2_grpclib.ServiceStub):
@@ -70,15 +66,12 @@ class EventsBase(betterproto2_grpclib.ServiceBase):
     (docs/contracts.md).
     """
 
-    async def forward(
-        self, message: "ForwardRequest"
-    ) -> "_____google__protobuf__.Empty":
+    async def forward(self, message: "ForwardRequest") -> "_____google__protobuf__.Empty":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_forward(
-        self,
-        stream: "grpclib.server.Stream[ForwardRequest, _____google__protobuf__.Empty]",
+        self, stream: "grpclib.server.Stream[ForwardRequest, _____google__protobuf__.Empty]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
