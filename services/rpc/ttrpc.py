@@ -1,0 +1,427 @@
+"""ttrpc over Unix sockets: containerd's light RPC, client and server, as asyncio protocols.
+
+A frame is a header of 10 bytes (data length u32, stream id u32, both big-endian, message type u8, flags u8)
+and the data. A unary call is one Request frame of a new odd stream id and one Response frame of the same id.
+Only unary calls are spoken here; a streaming request is answered with UNIMPLEMENTED.
+Source: containerd/ttrpc PROTOCOL.md and request.proto.
+
+The server serves the service objects that betterproto2 generates for grpclib, so that one object answers on
+both wires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
+
+import errdefs
+import grpclib
+import grpclib.const
+from betterproto2 import Message
+from errdefs.grpc import error_from, status_of
+from pb.google.rpc import Status
+from pb.ttrpc import KeyValue, Request, Response
+
+log = logging.getLogger(__name__)
+
+HEADER = struct.Struct(">IIBB")
+MAX_DATA = 4 << 20  # bytes of data in one frame (messageLengthMax of the reference implementation)
+REQUEST, RESPONSE, DATA = 1, 2, 3
+REMOTE_CLOSED, REMOTE_OPEN = 0x1, 0x2
+
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED, _UNKNOWN = 3, 4, 8, 12, 2
+_PEERCRED = struct.Struct("3i")
+
+M = TypeVar("M", bound=Message)
+
+
+class Servable(Protocol):
+    """What betterproto2 generates as `…Base`."""
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]: ...
+
+
+class _Frames(asyncio.Protocol):
+    """Cuts a byte stream into frames; a frame that is too long is skipped and reported by `oversized`."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._skip = 0
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        while True:
+            if self._skip:
+                taken = min(self._skip, len(buffer) - start)
+                self._skip -= taken
+                start += taken
+                if self._skip:
+                    break
+            if len(buffer) - start < HEADER.size:
+                break
+            length, stream, kind, flags = HEADER.unpack_from(buffer, start)
+            if length > MAX_DATA:
+                start += HEADER.size
+                self._skip = length
+                self.oversized(stream, length)
+                continue
+            end = start + HEADER.size + length
+            if len(buffer) < end:
+                break
+            self.frame(stream, kind, flags, bytes(buffer[start + HEADER.size : end]))
+            start = end
+        del buffer[:start]
+
+    def send(self, stream: int, kind: int, data: bytes) -> None:
+        """Queue one frame; nothing is sent on a connection that is gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(HEADER.pack(len(data), stream, kind, 0) + data)
+
+    def frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
+        """One whole frame has arrived."""
+        raise NotImplementedError
+
+    def oversized(self, stream: int, length: int) -> None:
+        """A frame of `length` bytes of data begins, and is skipped."""
+        raise NotImplementedError
+
+
+# --- server ------------------------------------------------------------
+
+
+class _UnaryStream:
+    """The part of grpclib's server stream that a generated unary handler uses."""
+
+    __slots__ = ("metadata", "request", "response")
+
+    def __init__(self, request: Message, metadata: Mapping[str, str]) -> None:
+        self.request = request
+        self.response: Message | None = None
+        self.metadata = metadata
+
+    async def recv_message(self) -> Message:
+        return self.request
+
+    async def send_message(self, message: Message, *, end: bool = False) -> None:
+        self.response = message
+
+
+class _ServerConnection(_Frames):
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self._server = server
+        self._last_stream = 0
+        self._calls: set[asyncio.Task[None]] = set()
+        self._started = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not _peer_allowed(transport.get_extra_info("socket")):
+            log.warning("ttrpc: refused a connection of another user")
+            cast(asyncio.Transport, transport).abort()
+            return
+        self._server._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server._forget(self)
+        self._transport = None
+        for call in self._calls:
+            call.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._started and self._transport is not None:
+            self._started = True
+            # The first byte of a ttrpc frame is reserved and 0; HTTP/2 begins with "PRI * HTTP/2".
+            if data[0] and self._server.other is not None:
+                self._hand_on(data)
+                return
+        super().data_received(data)
+
+    def _hand_on(self, data: bytes) -> None:
+        assert self._server.other is not None
+        assert self._transport is not None
+        other = self._server.other()
+        self._server._forget(self)
+        transport, self._transport = self._transport, None
+        transport.set_protocol(other)
+        other.connection_made(transport)
+        other.data_received(data)
+
+    def pause_writing(self) -> None:
+        # A client that does not read its replies may send no more requests.
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def oversized(self, stream: int, length: int) -> None:
+        self.fail(
+            stream, _RESOURCE_EXHAUSTED, f"message length {length} exceed maximum message size of {MAX_DATA}"
+        )
+
+    def frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
+        if stream % 2 != 1:
+            self.fail(stream, _INVALID_ARGUMENT, "StreamID must be odd for client initiated streams")
+            return
+        if kind == DATA:
+            self.fail(stream, _INVALID_ARGUMENT, "StreamID is no longer active")
+            return
+        if kind != REQUEST:
+            return  # the protocol lets later versions add types
+        if stream <= self._last_stream:
+            self.fail(stream, _INVALID_ARGUMENT, "StreamID cannot be re-used and must increment")
+            return
+        self._last_stream = stream
+        try:
+            request = Request.parse(data)
+        except Exception as error:  # the parser's failures have no common class
+            self.fail(stream, _INVALID_ARGUMENT, f"unmarshal request error: {error}")
+            return
+        if flags & (REMOTE_CLOSED | REMOTE_OPEN):
+            self.fail(stream, _UNIMPLEMENTED, f"method {request.service}/{request.method} is not streaming")
+            return
+        call = asyncio.get_running_loop().create_task(self._call(stream, request))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    def fail(self, stream: int, code: int, message: str) -> None:
+        self.send(stream, RESPONSE, bytes(Response(status=Status(code=code, message=message))))
+
+    async def _call(self, stream: int, request: Request) -> None:
+        handler = self._server.find(request.service, request.method)
+        if handler is None:
+            self.fail(stream, _UNIMPLEMENTED, f"service {request.service} method {request.method}")
+            return
+        try:
+            message = handler.request_type.parse(request.payload)
+        except Exception as error:  # as above
+            self.fail(stream, _INVALID_ARGUMENT, f"unmarshal payload error: {error}")
+            return
+        unary = _UnaryStream(message, {pair.key: pair.value for pair in request.metadata})
+        try:
+            if request.timeout_nano > 0:
+                async with asyncio.timeout(request.timeout_nano / 1e9):
+                    await handler.func(cast(Any, unary))
+            else:
+                await handler.func(cast(Any, unary))
+            payload = bytes(unary.response) if unary.response is not None else b""
+        except TimeoutError:
+            self.fail(stream, _DEADLINE_EXCEEDED, "context deadline exceeded")
+        except errdefs.BuoyError as error:
+            self.fail(stream, status_of(error), error.message)
+        except grpclib.GRPCError as error:
+            self.fail(stream, error.status.value, error.message or error.status.name.lower())
+        except Exception as error:
+            log.exception("ttrpc: %s/%s failed", request.service, request.method)
+            self.fail(stream, _UNKNOWN, str(error))
+        else:
+            if len(payload) > MAX_DATA - 64:
+                self.fail(stream, _RESOURCE_EXHAUSTED, f"reply of {len(payload)} bytes is too long")
+            else:
+                self.send(stream, RESPONSE, bytes(Response(payload=payload)))
+
+
+class Server:
+    """Serves generated service objects on listening Unix sockets.
+
+    services: objects with `__mapping__`; only their unary methods are reachable.
+    aliases: further name of a service -> the name that an object has (`containerd.task.v3.Task` ->
+    `containerd.task.v2.Task`).
+    other: makes the protocol for a connection whose first byte is not ttrpc's (gRPC on the same socket).
+
+    A handler is cancelled when its caller goes away or its deadline passes; what must not stop half-way
+    shields itself. Errors of the errdefs family become their status code, others are logged here once and
+    become UNKNOWN. A peer must be root or this process's own user.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Servable],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        other: Callable[[], asyncio.Protocol] | None = None,
+    ) -> None:
+        self.other = other
+        self._handlers: dict[str, grpclib.const.Handler] = {}
+        for service in services:
+            for path, handler in service.__mapping__().items():
+                if handler.cardinality is grpclib.const.Cardinality.UNARY_UNARY:
+                    self._handlers[path] = handler
+        for alias, name in (aliases or {}).items():
+            for path, handler in list(self._handlers.items()):
+                if path.startswith(f"/{name}/"):
+                    self._handlers[f"/{alias}/{path.rpartition('/')[2]}"] = handler
+        self._connections: set[_ServerConnection] = set()
+        self._listeners: list[asyncio.AbstractServer] = []
+        self._empty = asyncio.Event()
+
+    def find(self, service: str, method: str) -> grpclib.const.Handler | None:
+        """The handler of a method, or None."""
+        return self._handlers.get(f"/{service}/{method}")
+
+    def _forget(self, connection: _ServerConnection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Accept connections on a bound Unix stream socket from now on."""
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_unix_server(lambda: _ServerConnection(self), sock=sock))
+
+    async def close(self, *, flush: float = 1.0) -> None:
+        """Stop accepting, give queued replies `flush` seconds to leave, end all connections."""
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self._connections):
+            if connection._transport is not None:
+                connection._transport.close()
+        if self._connections:
+            self._empty.clear()
+            try:
+                async with asyncio.timeout(flush):
+                    await self._empty.wait()
+            except TimeoutError:
+                for connection in list(self._connections):
+                    if connection._transport is not None:
+                        connection._transport.abort()
+
+
+def _peer_allowed(sock: socket.socket) -> bool:
+    """Whether a Unix socket's other end belongs to root or to this process's user (unix(7), SO_PEERCRED)."""
+    _, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    return uid in (0, os.geteuid())
+
+
+# --- client ------------------------------------------------------------
+
+
+class _ClientConnection(_Frames):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: dict[int, asyncio.Future[Response]] = {}
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
+        waiter = self.pending.pop(stream, None)
+        if kind != RESPONSE or waiter is None or waiter.done():
+            return  # a reply that came after its caller's deadline
+        try:
+            waiter.set_result(Response.parse(data))
+        except Exception as error:  # the parser's failures have no common class
+            waiter.set_exception(errdefs.Internal(f"ttrpc: unreadable reply: {error}"))
+
+    def oversized(self, stream: int, length: int) -> None:
+        waiter = self.pending.pop(stream, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(errdefs.ResourceExhausted(f"ttrpc: reply of {length} bytes is too long"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        for waiter in self.pending.values():
+            if not waiter.done():
+                waiter.set_exception(errdefs.Unavailable("ttrpc: the connection was lost"))
+        self.pending.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+class Client:
+    """One connection to a ttrpc server. Calls run side by side on it."""
+
+    def __init__(self, connection: _ClientConnection, transport: asyncio.Transport, path: str) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._stream = -1
+        self.path = path
+
+    @classmethod
+    async def connect(cls, path: str, *, timeout: float = 5.0) -> Client:
+        """Connect to the socket at `path` (unix:// may lead it). errdefs.Unavailable when nobody answers."""
+        path = path.removeprefix("unix://")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                transport, connection = await loop.create_unix_connection(_ClientConnection, path)
+        except TimeoutError:
+            raise errdefs.Unavailable(f"connect {path}: no answer in {timeout:g} s") from None
+        except OSError as error:
+            raise errdefs.Unavailable(f"connect {path}: {error.strerror or error}") from error
+        return cls(connection, transport, path)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone, so that every call will fail."""
+        return self._transport.is_closing()
+
+    def wait_closed(self) -> Awaitable[None]:
+        """Completes when the connection is gone."""
+        return asyncio.shield(self._connection.lost)
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        reply: type[M],
+        *,
+        timeout: float = 10.0,
+        metadata: Mapping[str, str] | None = None,
+    ) -> M:
+        """Call `service`/`method` (`containerd.task.v2.Task`, `State`) and return the reply message.
+
+        timeout in seconds; 0 means none, for long polls and waits. Errors: the server's status as its errdefs
+        class; DeadlineExceeded when no reply came in time; Unavailable when the connection is or gets lost.
+        """
+        envelope = bytes(
+            Request(
+                service=service,
+                method=method,
+                payload=bytes(request),
+                timeout_nano=int(timeout * 1e9),
+                metadata=[KeyValue(key=key, value=value) for key, value in (metadata or {}).items()],
+            )
+        )
+        if len(envelope) > MAX_DATA:
+            raise errdefs.ResourceExhausted(f"ttrpc: request of {len(envelope)} bytes is too long")
+        if self._transport.is_closing():
+            raise errdefs.Unavailable("ttrpc: the connection was lost")
+        self._stream += 2
+        stream = self._stream
+        waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._connection.pending[stream] = waiter
+        self._connection.send(stream, REQUEST, envelope)
+        try:
+            if timeout > 0:
+                async with asyncio.timeout(timeout):
+                    response = await waiter
+            else:
+                response = await waiter
+        except TimeoutError:
+            raise errdefs.DeadlineExceeded(f"{service}/{method}: no reply in {timeout:g} s") from None
+        finally:
+            self._connection.pending.pop(stream, None)
+        if response.status is not None and response.status.code:
+            raise error_from(response.status.code, response.status.message)
+        try:
+            return reply.parse(response.payload)
+        except Exception as error:  # the parser's failures have no common class
+            raise errdefs.Internal(f"{service}/{method}: unreadable reply: {error}") from error
+
+    async def close(self) -> None:
+        """End the connection; calls under way fail with Unavailable."""
+        self._transport.close()
+        await self._connection.lost
