@@ -1,0 +1,180 @@
+"""The records of containers and execs: all in memory for readers, each change in `engine.db` as well.
+
+Readers never touch the disk. Only the holder of a container's operation token (engine/tokens) writes its
+record.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterable
+
+import errdefs
+from storage.database import Database
+
+from dockerd_api.engine.model import Container, Exec
+
+MIGRATION = """
+CREATE TABLE IF NOT EXISTS containers (id TEXT PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS execs (id TEXT PRIMARY KEY, container_id TEXT NOT NULL, record TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS execs_of ON execs (container_id);
+CREATE TABLE IF NOT EXISTS monitor (one INTEGER PRIMARY KEY CHECK (one = 1), cursor INTEGER NOT NULL);
+"""
+
+_ID_PREFIX = re.compile(r"[0-9a-f]+\Z")
+
+
+class Store:
+    """Containers and execs by id and name."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._containers: dict[str, Container] = {}
+        self._names: dict[str, str] = {}
+        self._execs: dict[str, Exec] = {}
+        self._execs_of: dict[str, dict[str, None]] = {}
+        self.cursor = 0
+
+    @classmethod
+    async def open(cls, database: Database) -> Store:
+        """Reads every record. The database has had MIGRATION applied."""
+        store = cls(database)
+
+        def read(connection: sqlite3.Connection) -> tuple[list[str], list[str], int]:
+            containers = [row[0] for row in connection.execute("SELECT record FROM containers")]
+            execs = [row[0] for row in connection.execute("SELECT record FROM execs")]
+            cursor = connection.execute("SELECT cursor FROM monitor").fetchone()
+            return containers, execs, cursor[0] if cursor else 0
+
+        containers, execs, store.cursor = await database.read(read)
+        for text in containers:
+            store._remember(Container.from_json(json.loads(text)))
+        for text in execs:
+            store._remember_exec(Exec.from_json(json.loads(text)))
+        return store
+
+    # -- reading
+
+    def all(self) -> Iterable[Container]:
+        return list(self._containers.values())
+
+    def get(self, container_id: str) -> Container | None:
+        """By full id."""
+        return self._containers.get(container_id)
+
+    def resolve(self, ref: str) -> Container:
+        """By full id, name (slash or not) or unambiguous id prefix; NotFound or InvalidArgument."""
+        if not ref:
+            raise errdefs.InvalidArgument("No container name or ID supplied")
+        found = self._containers.get(ref)
+        if found is None:
+            found = self._containers.get(self._names.get(ref.removeprefix("/"), ""))
+        if found is None and _ID_PREFIX.match(ref):
+            matches = [c for key, c in self._containers.items() if key.startswith(ref)]
+            if len(matches) > 1:
+                raise errdefs.InvalidArgument(f"multiple IDs found with provided prefix: {ref}")
+            found = matches[0] if matches else None
+        if found is None:
+            raise errdefs.NotFound(f"No such container: {ref}")
+        return found
+
+    def name_holder(self, name: str) -> str | None:
+        """The id of the container that has the name."""
+        return self._names.get(name)
+
+    def exec(self, exec_id: str) -> Exec | None:
+        return self._execs.get(exec_id)
+
+    def execs_of(self, container_id: str) -> list[Exec]:
+        return [self._execs[key] for key in self._execs_of.get(container_id, ())]
+
+    # -- writing
+
+    def reserve_name(self, name: str, container_id: str) -> None:
+        """Takes the name at once, before the record exists; Conflict when another container has it."""
+        holder = self._names.setdefault(name, container_id)
+        if holder != container_id:
+            raise errdefs.Conflict(
+                f'Conflict. The container name "/{name}" is already in use by container "{holder}". '
+                "You have to remove (or rename) that container to be able to reuse that name."
+            )
+
+    def release_name(self, name: str, container_id: str) -> None:
+        if self._names.get(name) == container_id:
+            del self._names[name]
+
+    async def put(self, record: Container, *, durable: bool, cursor: int | None = None) -> None:
+        """Stores the record, then shows it to readers. `cursor` is the monitor's, in the same transaction."""
+        text = json.dumps(record.to_json(), separators=(",", ":"))
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO containers VALUES (?, ?)", (record.id, text))
+            _write_cursor(connection, cursor)
+
+        await self._database.write(write, durable=durable)
+        self._remember(record)
+
+    def forget(self, container_id: str) -> None:
+        """Takes the container out of the readers' sight and frees its name; `delete` makes it lasting."""
+        record = self._containers.pop(container_id, None)
+        if record is not None:
+            self.release_name(record.name, container_id)
+        for exec_id in self._execs_of.pop(container_id, ()):
+            self._execs.pop(exec_id, None)
+
+    async def delete(self, container_id: str, *, durable: bool = True) -> None:
+        """Removes the container's record and its execs'."""
+        self.forget(container_id)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))
+            connection.execute("DELETE FROM execs WHERE container_id = ?", (container_id,))
+
+        await self._database.write(write, durable=durable)
+
+    async def put_exec(self, record: Exec, *, durable: bool = False, cursor: int | None = None) -> None:
+        text = json.dumps(record.to_json(), separators=(",", ":"))
+        self._remember_exec(record)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO execs VALUES (?, ?, ?)", (record.id, record.container_id, text)
+            )
+            _write_cursor(connection, cursor)
+
+        await self._database.write(write, durable=durable)
+
+    async def delete_execs(self, exec_ids: Iterable[str]) -> None:
+        gone = list(exec_ids)
+        for exec_id in gone:
+            record = self._execs.pop(exec_id, None)
+            if record is not None:
+                self._execs_of.get(record.container_id, {}).pop(exec_id, None)
+        await self._write_many("DELETE FROM execs WHERE id = ?", [(exec_id,) for exec_id in gone])
+
+    async def put_cursor(self, cursor: int) -> None:
+        await self._database.write(lambda connection: _write_cursor(connection, cursor), durable=False)
+
+    async def _write_many(self, statement: str, rows: list[tuple[str, ...]]) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany(statement, rows)
+
+        await self._database.write(write, durable=False)
+
+    def _remember(self, record: Container) -> None:
+        old = self._containers.get(record.id)
+        if old is not None and old.name != record.name:
+            self.release_name(old.name, record.id)
+        self._containers[record.id] = record
+        self._names[record.name] = record.id
+
+    def _remember_exec(self, record: Exec) -> None:
+        self._execs[record.id] = record
+        self._execs_of.setdefault(record.container_id, {})[record.id] = None
+
+
+def _write_cursor(connection: sqlite3.Connection, cursor: int | None) -> None:
+    if cursor is not None:
+        connection.execute("INSERT OR REPLACE INTO monitor VALUES (1, ?)", (cursor,))
