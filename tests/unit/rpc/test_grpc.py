@@ -201,9 +201,14 @@ async def test_a_client_of_another_uid_is_refused(tmp_path: Path) -> None:
     async with served(tmp_path / "s", Version()):
         os.chmod(tmp_path / "s", 0o777)
         script = (
-            "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-            "s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n');\n"
-            "try: print(len(s.recv(100)))\nexcept ConnectionError: print(0)"
+            "import socket, sys\n"
+            "s = socket.socket(socket.AF_UNIX)\n"
+            "s.connect(sys.argv[1])\n"
+            "try:\n"
+            "    s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n')\n"
+            "    print(len(s.recv(100)))\n"
+            "except ConnectionError:\n"
+            "    print(0)\n"
         )
         run = await asyncio.create_subprocess_exec(
             "/usr/bin/python3", "-c", script, str(tmp_path / "s"), user=65534, stdout=subprocess.PIPE
