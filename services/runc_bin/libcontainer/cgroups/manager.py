@@ -1,0 +1,233 @@
+"""What v1 and v2 managers of one container's cgroup have in common, and the choice between them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from errdefs import Conflict, FailedPrecondition, InvalidArgument
+from linux.crashpoints import crashpoint
+
+from . import files, hierarchy
+from .oom import OomEvents
+from .resources import Resources
+
+MEMBERSHIP_RETRIES = 5
+
+
+class Manager(ABC):
+    """One container's cgroup: made, filled, limited, watched and removed.
+
+    `paths` maps controller names to absolute directories, as runc's state.json has it (`cgroup_paths`): on v1
+    one entry per controller, `name=systemd` for the named hierarchy and "" for the v2 tree of a hybrid host;
+    on v2 the one key "". They are known before `create()`, so that a caller can record them first. Nothing is
+    kept open between calls.
+    """
+
+    def __init__(self, paths: Mapping[str, str], resources: Resources) -> None:
+        self.paths: dict[str, str] = dict(paths)
+        self._resources = resources
+
+    @staticmethod
+    def from_paths(paths: Mapping[str, str]) -> Manager:
+        """The manager of a container with these `paths` on record; InvalidArgument for a relative one."""
+        for path in paths.values():
+            if not path.startswith("/") or os.path.normpath(path) != path:
+                raise InvalidArgument(f"invalid cgroup path {path!r}")
+        return _class_for(paths)(paths, {})
+
+    @property
+    @abstractmethod
+    def directory(self) -> str:
+        """The directory whose processes count as the container's."""
+
+    @abstractmethod
+    def create(self) -> None:
+        """Make the cgroup's directories, fit to take processes.
+
+        Directories of an earlier container are taken over when they are empty. Conflict when processes live
+        there, or when it is frozen; what was made before an error is removed.
+        """
+
+    @abstractmethod
+    def add_pid(self, pid: int) -> None:
+        """Move process `pid` (with its threads, not its children) into the cgroup."""
+
+    @abstractmethod
+    def apply(self, resources: Resources | None = None) -> None:
+        """Set the limits of an OCI `linux.resources` object (default: those of the spec), device rules
+        included.
+
+        What the object leaves out is not touched. InvalidArgument for values that are malformed or that the
+        kernel refuses, NotFound for a limit whose controller the host lacks.
+        """
+
+    @abstractmethod
+    def update(self, resources: Resources) -> None:
+        """Change limits of a live container; device rules only when `resources` names them."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Stop every process until `thaw()`; returns when all have stopped, Internal when some do not."""
+
+    @abstractmethod
+    def thaw(self) -> None:
+        """Let the processes run again; nothing happens when they run."""
+
+    @abstractmethod
+    def frozen(self) -> bool:
+        """Whether this cgroup itself is frozen (not merely an ancestor)."""
+
+    @abstractmethod
+    def kill_all(self) -> None:
+        """SIGKILL to every process of the cgroup and below, also to frozen ones. Nothing happens when it is empty or gone."""
+
+    @abstractmethod
+    def oom_kills(self) -> int:
+        """How many processes of the container were killed at its memory limit; 0 without a memory controller."""
+
+    @abstractmethod
+    def oom_events(self) -> OomEvents:
+        """A descriptor to watch for memory kills; NotFound without a memory controller."""
+
+    @abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Usage as the `data` object of runc's `events --stats` has it: times in nanoseconds, memory in bytes."""
+
+    def exists(self) -> bool:
+        """Whether the cgroup is there."""
+        return os.path.isdir(self.directory)
+
+    def pids(self) -> list[int]:
+        """Processes of the cgroup and its sub-cgroups, as this pid namespace numbers them; empty when it is gone."""
+        return files.pids_below(self.directory)
+
+    def destroy(self, timeout: float = 0.5) -> None:
+        """Remove the cgroup and its sub-cgroups; nothing happens when it is gone.
+
+        Processes that have just been killed still count for a moment, so a busy directory is tried again for
+        `timeout` seconds in all; then Conflict, and what could be removed is removed.
+        """
+        deadline = time.monotonic() + timeout
+        busy: list[str] = []
+        for path in dict.fromkeys(self.paths.values()):
+            if not _remove(path, deadline):
+                busy.append(path)
+            crashpoint("cgroups.removing")
+        if busy:
+            raise Conflict(f"failed to remove cgroups, still in use: {', '.join(sorted(busy))}")
+
+    def _require_unused(self) -> None:
+        if pids := self.pids():
+            raise Conflict(f"container's cgroup is not empty: {len(pids)} process(es) found")
+        if self.frozen():
+            raise Conflict("container's cgroup unexpectedly frozen")
+
+
+def manager_for(spec_linux: Mapping[str, Any], container_id: str) -> Manager:
+    """The manager for a container of the OCI `linux` object `spec_linux` (its `cgroupsPath` and `resources`).
+
+    Nothing is changed. InvalidArgument for a spec that this host's cgroup version cannot serve,
+    FailedPrecondition without a devices controller.
+    """
+    cgroups_path = spec_linux.get("cgroupsPath") or ""
+    resources = spec_linux.get("resources") or {}
+    if not isinstance(cgroups_path, str) or "\0" in cgroups_path:
+        raise InvalidArgument("linux.cgroupsPath must be a path")
+    if not isinstance(resources, Mapping):
+        raise InvalidArgument("linux.resources must be an object")
+    if hierarchy.unified():
+        paths = {"": hierarchy.v2_path(cgroups_path, container_id)}
+        if paths[""].rstrip("/") == hierarchy.MOUNT:
+            raise InvalidArgument("linux.cgroupsPath must not be the root")
+    else:
+        if hierarchy.clean(cgroups_path) == "/":
+            raise InvalidArgument("linux.cgroupsPath must not be the root")
+        paths = hierarchy.v1_paths(cgroups_path, container_id)
+    return _class_for(paths)(paths, resources)
+
+
+def _class_for(paths: Mapping[str, str]) -> type[Manager]:
+    if set(paths) == {""}:
+        from .v2 import ManagerV2
+
+        return ManagerV2
+    if not paths:
+        raise FailedPrecondition("no cgroup paths are recorded")
+    from .v1 import ManagerV1
+
+    return ManagerV1
+
+
+def make_directories(path: str) -> list[str]:
+    """mkdir -p: the directories that were missing, outermost first. Removes them again on an error."""
+    try:
+        os.mkdir(path, 0o755)
+        return [path]
+    except FileExistsError:
+        return []
+    except FileNotFoundError:
+        made = make_directories(os.path.dirname(path))
+        try:
+            return made + make_directories(path)
+        except BaseException:
+            remove_directories(made)
+            raise
+
+
+def remove_directories(made: list[str]) -> None:
+    """Take back `make_directories`; directories that somebody has begun to use stay."""
+    for path in reversed(made):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def join(directory: str, pid: int) -> None:
+    """Write `pid` to cgroup.procs. EINVAL is tried again: a task that is only being made gives it."""
+    path = directory + "/cgroup.procs"
+    for attempt in range(MEMBERSHIP_RETRIES):
+        try:
+            files.write(path, str(pid))
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or attempt == MEMBERSHIP_RETRIES - 1:
+                raise files.refused(path, str(pid), error) from error
+            time.sleep(0.03)
+
+
+def send_kill(pids: list[int]) -> None:
+    """SIGKILL to each process that still exists."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _remove(path: str, deadline: float) -> Literal[True, False]:
+    delay = 0.001
+    while True:
+        try:
+            os.rmdir(path)
+            return True
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.EROFS):
+                raise
+            try:
+                names = files.children(path)
+            except FileNotFoundError:
+                return True
+            if error.errno == errno.EROFS:
+                return False
+        for name in names:
+            _remove(f"{path}/{name}", deadline)
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(delay)
+        delay = min(delay * 2, 0.05)

@@ -1,0 +1,332 @@
+"""cgroup v2: one directory in the unified hierarchy (Documentation/admin-guide/cgroup-v2.rst)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from errdefs import FailedPrecondition, Internal, InvalidArgument, NotFound
+from linux.crashpoints import crashpoint
+
+from . import bpf_devices, files, hierarchy, stats_v2
+from .device_rules import ALL, target_state
+from .files import set_value
+from .manager import Manager, join, make_directories, remove_directories, send_kill
+from .oom import OomEvents, watch_v2
+from .resources import (
+    Resources,
+    cpu_weight,
+    device_number,
+    entries,
+    hugepage_limits,
+    io_weight,
+    number,
+    pids_max,
+    section,
+    swap_max,
+    text,
+)
+
+_FREEZE_TIMEOUT = 10.0
+# Limits that need a controller which cannot work on the threads of one process in several cgroups
+# (cgroup-v2.rst "Threads")
+_DOMAIN_LIMITS = ("memory", "cpu", "blockIO", "hugepageLimits")
+
+
+class ManagerV2(Manager):
+    """A container's directory in the unified hierarchy."""
+
+    @property
+    def directory(self) -> str:
+        return self.paths[""]
+
+    def create(self) -> None:
+        with ExitStack() as undo:
+            made = make_directories(self.directory)
+            undo.callback(remove_directories, made)
+            crashpoint("cgroups.created")
+            if self.directory not in made:
+                self._require_unused()
+            self._enable_controllers()
+            self._check_type()
+            undo.pop_all()
+
+    def _ancestors(self) -> list[str]:
+        """Directories from the root of the hierarchy to the container's parent."""
+        for root in (hierarchy.HYBRID_MOUNT, hierarchy.MOUNT):
+            if self.directory.startswith(root + "/"):
+                break
+        else:
+            raise InvalidArgument(f"invalid cgroup path {self.directory}")
+        found = [root]
+        for part in self.directory[len(root) + 1 :].split("/")[:-1]:
+            found.append(f"{found[-1]}/{part}")
+        return found
+
+    def _enable_controllers(self) -> None:
+        """Pass every controller down to the container's directory, writing only where one is missing.
+
+        Usually all is in place but for a new parent, so the parent is looked at first. A systemd service's
+        own cgroup is never written: with controllers handed to its children it could take no process any
+        more, and the service's next start would fail with EBUSY. What a limit then lacks is said when it is
+        set.
+        """
+        ancestors = self._ancestors()
+        wanted = set(files.read(ancestors[0] + "/cgroup.controllers").split())
+        if not wanted - set(files.read(ancestors[-1] + "/cgroup.subtree_control").split()):
+            return
+        for directory in ancestors:
+            if directory.endswith(".service"):
+                continue
+            missing = wanted - set(files.read(directory + "/cgroup.subtree_control").split())
+            if not missing:
+                continue
+            control = directory + "/cgroup.subtree_control"
+            try:
+                files.write(control, " ".join(f"+{name}" for name in sorted(missing)))
+            except OSError:
+                # one controller that cannot be had (not delegated, real-time processes) spoils the whole line
+                for name in sorted(missing):
+                    with contextlib.suppress(OSError):
+                        files.write(control, f"+{name}")
+
+    def _check_type(self) -> None:
+        kind = files.read(self.directory + "/cgroup.type").strip()
+        if kind == "domain":
+            return
+        needs_domain = any(self._resources.get(name) for name in _DOMAIN_LIMITS)
+        if needs_domain:
+            state = "it is in an invalid state" if kind == "domain invalid" else f"it is in {kind} mode"
+            raise FailedPrecondition(
+                f'cannot enter cgroupv2 "{self.directory}" with domain controllers -- {state}'
+            )
+        if kind == "domain invalid":
+            set_value(self.directory + "/cgroup.type", "threaded")
+
+    def add_pid(self, pid: int) -> None:
+        join(self.directory, pid)
+
+    def apply(self, resources: Resources | None = None) -> None:
+        wanted = self._resources if resources is None else resources
+        self._set_limits(wanted)
+        self._set_devices(wanted)
+        self._set_unified(wanted)
+
+    def update(self, resources: Resources) -> None:
+        self._set_limits(resources)
+        if resources.get("devices"):
+            self._set_devices(resources)
+        self._set_unified(resources)
+
+    def freeze(self) -> None:
+        set_value(self.directory + "/cgroup.freeze", "1")
+        events = os.open(self.directory + "/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            poller = select.poll()
+            poller.register(events, select.POLLPRI)
+            deadline = time.monotonic() + _FREEZE_TIMEOUT
+            # each change of the file wakes the poll; read first, since the change may have come before
+            while b"frozen 1" not in os.pread(events, 4096, 0):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise Internal("unable to freeze")
+                poller.poll(min(left, 0.1) * 1000)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                files.write(self.directory + "/cgroup.freeze", "0")
+            raise
+        finally:
+            os.close(events)
+
+    def thaw(self) -> None:
+        set_value(self.directory + "/cgroup.freeze", "0")
+
+    def frozen(self) -> bool:
+        try:
+            return files.read(self.directory + "/cgroup.freeze").strip() == "1"
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return False
+            raise
+
+    def kill_all(self) -> None:
+        try:
+            files.write(self.directory + "/cgroup.kill", "1")  # all at once, frozen and newly forked ones too
+            return
+        except OSError as error:
+            if error.errno == errno.ENODEV or not os.path.isdir(self.directory):
+                return
+            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):  # before Linux 5.14; a threaded cgroup
+                raise
+        with contextlib.suppress(OSError, Internal):
+            self.freeze()
+        try:
+            send_kill(self.pids())
+        finally:
+            with contextlib.suppress(OSError, NotFound):
+                self.thaw()
+
+    def oom_kills(self) -> int:
+        try:
+            return files.read_table(self.directory + "/memory.events").get("oom_kill", 0)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return 0
+            raise
+
+    def oom_events(self) -> OomEvents:
+        try:
+            return watch_v2(self.directory)
+        except OSError as error:
+            raise NotFound(f"cannot watch {self.directory}/memory.events: {error.strerror}") from error
+
+    def stats(self) -> dict[str, Any]:
+        return stats_v2.collect(self.directory)
+
+    def _set(self, name: str, value: str) -> None:
+        """Write one control file; a missing file is put down to its missing controller."""
+        path = f"{self.directory}/{name}"
+        try:
+            files.write(path, value)
+        except OSError as error:
+            controller = name.partition(".")[0]
+            if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM) and not self._has(controller):
+                raise NotFound(
+                    f"cannot set {name} of {self.directory}: controller {controller} is not available there"
+                ) from error
+            raise files.refused(path, value, error) from error
+
+    def _has(self, controller: str) -> bool:
+        return controller in files.read(self.directory + "/cgroup.controllers").split()
+
+    def _set_limits(self, resources: Resources) -> None:
+        if (limit := pids_max(resources)) is not None:
+            self._set("pids.max", limit)
+        if memory := section(resources, "memory"):
+            self._set_memory(memory)
+        if blockio := section(resources, "blockIO"):
+            self._set_io(blockio)
+        if cpu := section(resources, "cpu"):
+            self._set_cpu(cpu)
+        for size, value in hugepage_limits(resources):
+            self._set(f"hugetlb.{size}.max", str(value))
+            if os.path.exists(f"{self.directory}/hugetlb.{size}.rsvd.max"):  # of Linux 5.7
+                self._set(f"hugetlb.{size}.rsvd.max", str(value))
+        for device, limits in section(resources, "rdma").items():
+            handles, objects = number(limits, "hcaHandles"), number(limits, "hcaObjects")
+            words = [f"hca_handle={handles}"] * (handles is not None)
+            words += [f"hca_object={objects}"] * (objects is not None)
+            self._set("rdma.max", " ".join([device, *words]))
+
+    def _set_memory(self, memory: Resources) -> None:
+        limit, swap = number(memory, "limit") or 0, number(memory, "swap") or 0
+        swap_value = swap_max(limit, swap)
+        if memory.get("checkBeforeUpdate") is True:
+            self._check_usage(limit, swap)
+        if swap_value is not None:
+            word = "max" if swap_value == -1 else str(swap_value)
+            try:
+                self._set("memory.swap.max", word)
+            except NotFound:
+                if word not in (
+                    "max",
+                    "0",
+                ):  # a kernel without swap accounting can neither limit nor offer swap
+                    raise
+        if limit:
+            self._set("memory.max", "max" if limit == -1 else str(limit))
+        if reservation := number(memory, "reservation"):
+            self._set("memory.low", "max" if reservation == -1 else str(reservation))
+        # swappiness, kernel memory and disableOOMKiller have no counterpart in v2: runc leaves them out as
+        # well
+
+    def _check_usage(self, limit: int, swap: int) -> None:
+        try:
+            usage = files.read_number(self.directory + "/memory.current")
+        except OSError:
+            return
+        for value, what in ((swap, "memory+swap limit"), (limit, "memory limit")):
+            if 0 < value <= usage:
+                raise InvalidArgument(f"rejecting {what} {value} <= usage {usage}")
+
+    def _set_cpu(self, cpu: Resources) -> None:
+        if (idle := number(cpu, "idle")) is not None:
+            self._set("cpu.idle", str(idle))
+        if shares := number(cpu, "shares"):
+            self._set("cpu.weight", str(cpu_weight(shares)))
+        burst, quota, period = number(cpu, "burst"), number(cpu, "quota") or 0, number(cpu, "period") or 0
+        burst_later = False
+        if burst is not None:
+            try:
+                self._set("cpu.max.burst", str(burst))
+            except InvalidArgument:
+                if not quota:  # a burst above the present quota: set the quota first, then try again
+                    raise
+                burst_later = True
+        if quota or period:
+            self._set("cpu.max", f"{quota if quota > 0 else 'max'} {period or 100000}")
+            if burst_later:
+                self._set("cpu.max.burst", str(burst))
+        for name in ("cpus", "mems"):
+            if value := text(cpu, name):
+                self._set(f"cpuset.{name}", value)
+
+    def _set_io(self, blockio: Resources) -> None:
+        bfq = os.path.exists(self.directory + "/io.bfq.weight")
+        if weight := number(blockio, "weight"):
+            self._set("io.bfq.weight", str(weight)) if bfq else self._set("io.weight", str(io_weight(weight)))
+        for entry in entries(blockio, "weightDevice"):
+            weight = number(entry, "weight")
+            if weight and bfq:
+                self._set("io.bfq.weight", f"{device_number(entry)} {weight}")
+            elif weight:
+                self._set("io.weight", f"{device_number(entry)} {io_weight(weight)}")
+        for key, word in (
+            ("throttleReadBpsDevice", "rbps"),
+            ("throttleWriteBpsDevice", "wbps"),
+            ("throttleReadIOPSDevice", "riops"),
+            ("throttleWriteIOPSDevice", "wiops"),
+        ):
+            for entry in entries(blockio, key):
+                rate = number(entry, "rate")
+                self._set("io.max", f"{device_number(entry)} {word}={rate or 'max'}")
+
+    def _set_devices(self, resources: Resources) -> None:
+        state = target_state(entries(resources, "devices"))
+        try:
+            bpf_devices.attach(self.directory, state)
+        except OSError as error:
+            if error.errno == errno.EPERM and state.default_allow and not state.exceptions:
+                return  # everything is allowed anyway
+            restricts = any(access != ALL for access in state.exceptions.values())
+            detail = " (rules that restrict access need it)" if restricts else ""
+            raise Internal(
+                f"cannot set device rules of {self.directory}: bpf: {error.strerror}{detail}"
+            ) from error
+
+    def _set_unified(self, resources: Resources) -> None:
+        for name, value in section(resources, "unified").items():
+            if "/" in name:
+                raise InvalidArgument(f'unified resource "{name}" must be a file name (no slashes)')
+            controller, dot, _ = name.partition(".")
+            if not dot:
+                raise InvalidArgument(f'unified resource "{name}" must be in the form CONTROLLER.PARAMETER')
+            if not isinstance(value, str):
+                raise InvalidArgument(f'unified resource "{name}" must be a string')
+            for line in value.splitlines():
+                try:
+                    files.write(f"{self.directory}/{name}", line)
+                except OSError as error:
+                    if controller != "cgroup" and not self._has(controller):
+                        raise NotFound(
+                            f'unified resource "{name}" can\'t be set: '
+                            f'controller "{controller}" not available'
+                        ) from error
+                    raise InvalidArgument(
+                        f'unable to set unified resource "{name}": {(error.strerror or "").lower()}'
+                    ) from error
