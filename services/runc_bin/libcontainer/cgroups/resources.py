@@ -16,7 +16,7 @@ Resources = Mapping[str, Any]
 
 
 def section(resources: Resources, name: str) -> Mapping[str, Any]:
-    """The object `name` of the resources, {} when absent or null; InvalidArgument when it is not an object."""
+    """The object `name` of the resources, {} when absent or null; InvalidArgument for anything else."""
     value = resources.get(name)
     if value is None:
         return {}
@@ -56,7 +56,7 @@ def text(group: Mapping[str, Any], name: str) -> str:
 
 
 def pids_max(resources: Resources) -> str | None:
-    """What goes into pids.max: None without a limit in the spec, `max` below 0, and 1 for 0 (runc's reading of 0)."""
+    """What goes into pids.max: None without a limit in the spec, `max` below 0, and 1 for 0, as runc has it."""
     limit = number(section(resources, "pids"), "limit")
     if limit is None:
         return None

@@ -23,7 +23,7 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def collect(paths: Mapping[str, str]) -> dict[str, Any]:
-    """All that the mounted controllers tell; a controller that is missing or a cgroup that has gone leaves its part out."""
+    """All that the mounted controllers tell; what is missing or has gone leaves its part out."""
     found: dict[str, Any] = {}
     parts = (
         ("cpuacct", "cpu", _cpu_usage),

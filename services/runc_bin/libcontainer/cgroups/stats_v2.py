@@ -1,4 +1,4 @@
-"""Usage of a v2 cgroup, in the words of runc's `events --stats` (v1's, so that a reader needs only one form)."""
+"""Usage of a v2 cgroup, in the words of runc's `events --stats`, which are the same for v1."""
 
 from __future__ import annotations
 

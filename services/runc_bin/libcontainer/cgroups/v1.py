@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from errdefs import FailedPrecondition, Internal, InvalidArgument, NotFound
+from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
 
 from . import files, stats_v1
@@ -34,11 +34,7 @@ class ManagerV1(Manager):
     def create(self) -> None:
         with ExitStack() as undo:
             made: set[str] = set()
-            seen: set[str] = set()
-            for controller, path in self.paths.items():
-                if path in seen:
-                    continue
-                seen.add(path)
+            for controller, path in self._directories():
                 try:
                     new = make_directories(path)
                 except OSError:
@@ -59,16 +55,30 @@ class ManagerV1(Manager):
             undo.pop_all()
 
     def add_pid(self, pid: int) -> None:
-        done: set[str] = set()
+        for controller, path in self._directories():
+            self._join(controller, path, "cgroup.procs", pid)
+
+    def join_self(self, *, born_inside: bool = False) -> None:
+        for controller, path in self._directories():
+            if controller:
+                # the file of single threads: only there does the kernel see that one thread is all there is
+                self._join(controller, path, "tasks", 0)
+            elif not born_inside:
+                self._join(controller, path, "cgroup.procs", 0)
+
+    def _join(self, controller: str, path: str, name: str, pid: int) -> None:
+        try:
+            join(f"{path}/{name}", pid)
+        except BuoyError:
+            if controller not in _BEST_EFFORT:
+                raise
+
+    def _directories(self) -> list[tuple[str, str]]:
+        """Each directory once, with the first controller that lives in it (`cpu,cpuacct` may share one)."""
+        first: dict[str, str] = {}
         for controller, path in self.paths.items():
-            if path in done:
-                continue
-            done.add(path)
-            try:
-                join(path, pid)
-            except Exception:
-                if controller not in _BEST_EFFORT:
-                    raise
+            first.setdefault(path, controller)
+        return [(controller, path) for path, controller in first.items()]
 
     def apply(self, resources: Resources | None = None) -> None:
         wanted = self._resources if resources is None else resources
@@ -352,7 +362,7 @@ def _set_cpuset(directory: str, cpu: Resources) -> None:
 
 
 def _inherit_cpuset(directory: str, name: str) -> str:
-    """Give an empty cpuset its parent's `name` (cpus or mems), from the nearest ancestor that has any; returns the value."""
+    """Give an empty cpuset the `name` (cpus or mems) of the nearest ancestor that has any; returns it."""
     parent = os.path.dirname(directory)
     value = files.read(f"{parent}/cpuset.{name}").strip() or _inherit_cpuset(parent, name)
     set_value(f"{directory}/cpuset.{name}", value)

@@ -109,7 +109,11 @@ class ManagerV2(Manager):
             set_value(self.directory + "/cgroup.type", "threaded")
 
     def add_pid(self, pid: int) -> None:
-        join(self.directory, pid)
+        join(self.directory + "/cgroup.procs", pid)
+
+    def join_self(self, *, born_inside: bool = False) -> None:
+        if not born_inside:
+            join(self.directory + "/cgroup.procs", 0)
 
     def apply(self, resources: Resources | None = None) -> None:
         wanted = self._resources if resources is None else resources
