@@ -1,0 +1,1 @@
+"""One thin file per gRPC service: decode, call a store, encode."""

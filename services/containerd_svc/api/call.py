@@ -1,0 +1,18 @@
+"""What every handler takes from the call's metadata."""
+
+from __future__ import annotations
+
+from rpc.grpc import current_call
+
+_LEASE = "containerd-lease"
+
+
+def namespace() -> str:
+    """The caller's namespace. Raises FailedPrecondition without one."""
+    return current_call().namespace
+
+
+def lease() -> str:
+    """The lease that is to hold what this call makes; empty for none."""
+    value = current_call().metadata.get(_LEASE, "")
+    return value if isinstance(value, str) else ""

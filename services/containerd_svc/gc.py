@@ -1,0 +1,153 @@
+"""The collector: removes content and committed snapshots of a namespace that nothing holds.
+
+Roots are images, live leases, active and view snapshots with the chains below them, and whatever carries the
+label `containerd.io/gc.root`. From a blob or snapshot the labels `containerd.io/gc.ref.content[.…]` and
+`containerd.io/gc.ref.snapshot.<snapshotter>[/…]` lead on; a snapshot leads to its parent. Marking and the
+removal of rows are one transaction, so that nothing made meanwhile is lost; files go afterwards.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+from linux.crashpoints import crashpoint
+from pb.containerd.events import ContentDelete
+
+from containerd_svc import labels
+from containerd_svc.content import ContentStore
+from containerd_svc.events import Events, Recorder
+from containerd_svc.leases import Lease
+from containerd_svc.snapshots import Snapshots
+
+# ("content", digest) or ("snapshots/<snapshotter>", key)
+_Node = tuple[str, str]
+
+_ROOT = "containerd.io/gc.root"
+_CONTENT_REF = "containerd.io/gc.ref.content"
+_SNAPSHOT_REF = "containerd.io/gc.ref.snapshot."
+
+
+class Collector:
+    """Runs when a client asks for it: the removal of an image or a lease with `sync`."""
+
+    def __init__(self, content: ContentStore, snapshots: Snapshots, events: Events) -> None:
+        self._content = content
+        self._snapshots = snapshots
+        self._events = events
+
+    async def collect(self, namespace: str) -> None:
+        """Remove what nothing holds; durable when it returns, files of snapshots may still be on their way
+        out.
+        """
+
+        def sweep(connection: sqlite3.Connection, record: Recorder) -> tuple[list[str], list[int]]:
+            digests, trees = _sweep(connection, namespace, time.time())
+            for digest in digests:
+                record(namespace, "/content/delete", ContentDelete(digest=digest))
+            return digests, trees
+
+        digests, trees = await self._events.transact(sweep)
+        crashpoint("gc.rows-removed")
+        await self._content.drop_files(digests)
+        await self._snapshots.discard(trees)
+
+
+def _sweep(connection: sqlite3.Connection, namespace: str, now: float) -> tuple[list[str], list[int]]:
+    """Mark from the roots, remove the other rows; the digests and the snapshot ids that are gone."""
+    edges, roots, snapshots = _graph(connection, namespace)
+    live = _reachable(edges, [*roots, *_lease_roots(connection, namespace, now)])
+    dead_content = [name for kind, name in edges if kind == "content" and (kind, name) not in live]
+    # Children before parents, which is the order that the rows' reference wants: a child's id is higher.
+    dead_snapshots = sorted((row for node, row in snapshots.items() if node not in live), reverse=True)
+    connection.executemany(
+        "DELETE FROM blobs WHERE namespace=? AND digest=?", [(namespace, digest) for digest in dead_content]
+    )
+    connection.executemany("DELETE FROM snapshots WHERE id=?", [(row,) for row in dead_snapshots])
+    _end_leases(connection, namespace, now)
+    return dead_content, dead_snapshots
+
+
+def _graph(
+    connection: sqlite3.Connection, namespace: str
+) -> tuple[dict[_Node, list[_Node]], list[_Node], dict[_Node, int]]:
+    """What leads where, the roots but for leases, and the committed snapshots with their ids."""
+    edges: dict[_Node, list[_Node]] = {}
+    roots: list[_Node] = []
+    committed: dict[_Node, int] = {}
+    for digest, text in connection.execute(
+        "SELECT digest, labels FROM blobs WHERE namespace=?", (namespace,)
+    ):
+        node = ("content", digest)
+        found = labels.load(text)
+        edges[node] = list(_references(found))
+        if _ROOT in found:
+            roots.append(node)
+    rows = connection.execute(
+        "SELECT s.id, s.snapshotter, s.key, s.kind, s.labels, p.key FROM snapshots s"
+        " LEFT JOIN snapshots p ON p.id = s.parent WHERE s.namespace=?",
+        (namespace,),
+    )
+    for row, snapshotter, key, kind, text, parent in rows:
+        node = (f"snapshots/{snapshotter}", key)
+        found = labels.load(text)
+        edges[node] = list(_references(found))
+        if parent is not None:
+            edges[node].append((f"snapshots/{snapshotter}", parent))
+        if kind == "committed":
+            committed[node] = row
+        if kind != "committed" or _ROOT in found:
+            roots.append(node)
+    for digest, text in connection.execute(
+        "SELECT digest, labels FROM images WHERE namespace=?", (namespace,)
+    ):
+        roots.append(("content", digest))
+        roots.extend(_references(labels.load(text)))
+    return edges, roots, committed
+
+
+def _references(found: dict[str, str]) -> Iterable[_Node]:
+    for key, value in found.items():
+        if key == _CONTENT_REF or key.startswith((f"{_CONTENT_REF}.", f"{_CONTENT_REF}/")):
+            yield "content", value
+        elif key.startswith(_SNAPSHOT_REF):
+            yield f"snapshots/{key.removeprefix(_SNAPSHOT_REF).partition('/')[0]}", value
+
+
+def _lease_roots(connection: sqlite3.Connection, namespace: str, now: float) -> Iterable[_Node]:
+    held: dict[str, list[_Node]] = defaultdict(list)
+    for lease, kind, name in connection.execute(
+        "SELECT lease, type, id FROM lease_resources WHERE namespace=?", (namespace,)
+    ):
+        held[lease].append((kind, name))
+    for lease in _leases(connection, namespace):
+        if not _expired(lease, now):
+            yield from held[lease.id]
+
+
+def _end_leases(connection: sqlite3.Connection, namespace: str, now: float) -> None:
+    for lease in _leases(connection, namespace):
+        if _expired(lease, now):
+            connection.execute("DELETE FROM leases WHERE namespace=? AND id=?", (namespace, lease.id))
+
+
+def _leases(connection: sqlite3.Connection, namespace: str) -> list[Lease]:
+    rows = connection.execute("SELECT id, created_at, labels FROM leases WHERE namespace=?", (namespace,))
+    return [Lease(row[0], row[1], labels.load(row[2])) for row in rows]
+
+
+def _expired(lease: Lease, now: float) -> bool:
+    return lease.expires_at is not None and lease.expires_at <= now
+
+
+def _reachable(edges: dict[_Node, list[_Node]], roots: Iterable[_Node]) -> set[_Node]:
+    live: set[_Node] = set()
+    waiting = list(roots)
+    while waiting:
+        node = waiting.pop()
+        if node not in live:
+            live.add(node)
+            waiting.extend(edges.get(node, ()))
+    return live

@@ -1,0 +1,7 @@
+"""Snapshots: file trees in layers. An active one (by key) is written to, a committed one (by name) never
+again.
+"""
+
+from containerd_svc.snapshots.store import MIGRATION, Info, Snapshots
+
+__all__ = ["MIGRATION", "Info", "Snapshots"]
