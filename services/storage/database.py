@@ -35,10 +35,16 @@ _CHECKPOINT_PAGES = 4096  # pages of log after which SQLite copies back by itsel
 class _Job:
     """One call of a function with a connection, and the future that waits for it."""
 
-    __slots__ = ("durable", "error", "fn", "future", "loop", "result")
+    __slots__ = ("committed", "durable", "error", "fn", "future", "loop", "result")
 
-    def __init__(self, fn: Callable[[sqlite3.Connection], Any], durable: bool) -> None:
+    def __init__(
+        self,
+        fn: Callable[[sqlite3.Connection], Any],
+        durable: bool,
+        committed: Callable[[], None] | None = None,
+    ) -> None:
         self.fn = fn
+        self.committed = committed
         self.durable = durable
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
@@ -137,15 +143,23 @@ class Database:
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """What `fn(connection)` returns; it sees one snapshot, with every write that has answered, and cannot
         write."""
-        return await self._submit(self._reads, fn, False)
+        result: T = await self._submit(self._reads, _Job(fn, False))
+        return result
 
-    async def write(self, fn: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+    async def write(
+        self,
+        fn: Callable[[sqlite3.Connection], T],
+        *,
+        durable: bool = True,
+        committed: Callable[[], None] | None = None,
+    ) -> T:
         """What `fn(connection)` returns, once committed; with `durable`, once synced to disk.
 
         Concurrent writes share a transaction. An exception of `fn` undoes what it did alone and is raised
         here. `fn` must not commit or begin. A cancelled caller's write may still happen.
         """
-        return await self._submit(self._writes, fn, durable)
+        result: T = await self._submit(self._writes, _Job(fn, durable, committed))
+        return result
 
     async def close(self) -> None:
         """Finish what was submitted, then close the file. Calling again does nothing."""
@@ -163,15 +177,11 @@ class Database:
         self._reader.close()
         self._writer.close()
 
-    async def _submit(
-        self, jobs: queue.SimpleQueue[_Job | None], fn: Callable[[sqlite3.Connection], T], durable: bool
-    ) -> T:
+    async def _submit(self, jobs: queue.SimpleQueue[_Job | None], job: _Job) -> Any:
         if self._closed:
             raise errdefs.Unavailable(f"the database {self._path.name} is closed")
-        job = _Job(fn, durable)
         jobs.put(job)
-        result: T = await job.future
-        return result
+        return await job.future
 
     # The writer's thread.
 
@@ -222,6 +232,9 @@ class Database:
                 job.error = job.error or shared
             _deliver(batch)
             return
+        for job in batch:
+            if job.committed is not None and job.error is None:
+                job.committed()
         synced = [job for job in batch if job.durable and job.error is None]
         _deliver([job for job in batch if not job.durable or job.error is not None])
         if synced:
