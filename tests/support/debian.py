@@ -41,7 +41,7 @@ def _mirror() -> str | None:
 
 
 @contextmanager
-def _building(name: str) -> Iterator[Path]:
+def building(name: str) -> Iterator[Path]:
     """The cache entry `name` under a lock, so that two test runs at once build it once."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as lock:
@@ -53,7 +53,7 @@ def debian_root() -> Path:
     """Path of a root with systemd and what `make install` needs; takes about a minute the first time."""
     release = _os_release()
     key = hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]
-    with _building(f"root-{release['VERSION_CODENAME']}-{key}") as root:
+    with building(f"root-{release['VERSION_CODENAME']}-{key}") as root:
         if (root / ".built").exists():
             return root
         shutil.rmtree(root, ignore_errors=True)
@@ -75,7 +75,7 @@ def wheels() -> Path:
     """A folder with a wheel of each pinned dependency, built or downloaded on the host."""
     constraints = REPO / "constraints.txt"
     key = hashlib.sha256(constraints.read_bytes()).hexdigest()[:8]
-    with _building(f"wheels-{key}") as folder:
+    with building(f"wheels-{key}") as folder:
         if (folder / ".built").exists():
             return folder
         shutil.rmtree(folder, ignore_errors=True)

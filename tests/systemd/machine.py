@@ -19,7 +19,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Machine:
     """Boots on `boot`, is gone after `close`.
 
-    The root is an overlay, so that each machine starts from the same files. The engine's data lies on a bind mount, since an overlay cannot be the upper layer of another.
+    The root is an overlay, so that each machine starts from the same files. The engine's data lies on a
+    bind mount, since an overlay cannot be the upper layer of another.
     """
 
     def __init__(self) -> None:

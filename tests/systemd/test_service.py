@@ -21,7 +21,8 @@ SERVICES = ("shim-svc", "containerd-svc", "dockerd-api")
 PRINTER = """mkdir /www; echo payload > /www/index.html; httpd -p 80 -h /www
 trap 'exit 7' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done"""
 
-# Asks the published port every 50 ms, on loopback and on the machine's own address, until told to stop; prints what failed.
+# Asks the published port every 50 ms, on loopback and on the machine's own address, until told to stop;
+# prints what failed.
 PROBER = """
 import pathlib, sys, time, urllib.request
 failed, asked = [], 0
@@ -85,7 +86,7 @@ def printer(machine: Machine) -> Iterator[Running]:
 
 @pytest.fixture
 def prober(machine: Machine, printer: Running) -> Iterator[None]:
-    """Asks the published port all through the test, which fails when one answer was missing, late or wrong."""
+    """Asks the published port all through the test: no answer may be missing, late or wrong."""
     machine.run("rm", "-f", "/run/prober.stop")
     machine.wait_until("the page", "curl", "-sf", "http://127.0.0.1:8080/")
     import subprocess
@@ -114,7 +115,7 @@ def kill(machine: Machine, service: str) -> None:
 
 
 def upgrade(machine: Machine, service: str) -> None:
-    """Install the same tree under another version number; `service` is part of the new version's name only."""
+    """Install the same tree under another version number; `service` only names it."""
     target = machine.source / "next"
     shutil.rmtree(target, ignore_errors=True)
     machine.copy_source(target)
