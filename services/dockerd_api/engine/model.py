@@ -91,7 +91,8 @@ class Container:
     """One container as the engine records it.
 
     `config`, `host_config` and `networking` hold the API's documents with every known field present
-    (engine/options); `mounts` the API's MountPoint documents; `network_settings` the part of inspect that an attachment filled.
+    (engine/options); `mounts` the API's MountPoint documents; `network_settings` the part of inspect that
+    an attachment filled.
     """
 
     id: str
