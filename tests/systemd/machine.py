@@ -25,7 +25,8 @@ class Machine:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="buoy-machine-"))
-        self._root = self._folder / "root"
+        # The merged files, as this host sees them; what is mounted inside the machine is not seen here.
+        self.root = self._folder / "root"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
         self.source = self._folder / "source"
@@ -37,13 +38,13 @@ class Machine:
             (self._folder / name).mkdir()
         self.copy_source(self.source)
         layers = f"lowerdir={base},upperdir={self._folder}/upper,workdir={self._folder}/work"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self._root], check=True)
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
         docker = shutil.which("docker") or str(REPO / ".venv/bin/docker")
         log = open(self._folder / "console.log", "wb")  # noqa: SIM115 - the booted system writes to it
         self._nspawn = subprocess.Popen(
             [
                 "systemd-nspawn",
-                *("-D", str(self._root), "-b", "--register=no", "--keep-unit", "--private-network"),
+                *("-D", str(self.root), "-b", "--register=no", "--keep-unit", "--private-network"),
                 *("--capability=all", "--system-call-filter=@known", "--console=pipe"),
                 f"--bind={self._folder}/data:/var/lib/buoy",
                 f"--bind-ro={self._folder}/source:/source",
@@ -152,5 +153,5 @@ class Machine:
                 except subprocess.TimeoutExpired:
                     self._nspawn.kill()
                     self._nspawn.wait()
-            subprocess.run(["umount", "-l", self._root], check=False)
+            subprocess.run(["umount", "-l", self.root], check=False)
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,25 +41,6 @@ print(asked, failed)
 """
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    made = Machine()
-    try:
-        made.boot()
-        # A second address of the machine, so that the port is also asked for from outside loopback.
-        made.run("ip", "link", "add", "outside0", "type", "veth", "peer", "name", "outside1")
-        made.run("ip", "address", "add", "10.9.8.7/24", "dev", "outside0")
-        made.run("ip", "link", "set", "outside0", "up")
-        made.run("make", "-C", "/source", "install", "WHEELS=/wheels")
-        made.run(
-            *("/opt/buoy/current/bin/python", "-m", "launcher.busybox_image", "--rootfs", "/root/busybox.tar")
-        )
-        made.run("docker", "import", "/root/busybox.tar", "busybox")
-        yield made
-    finally:
-        made.close()
-
-
 @dataclass
 class Running:
     """A container that must not change, and what it looked like at first."""
@@ -89,8 +71,6 @@ def prober(machine: Machine, printer: Running) -> Iterator[None]:
     """Asks the published port all through the test: no answer may be missing, late or wrong."""
     machine.run("rm", "-f", "/run/prober.stop")
     machine.wait_until("the page", "curl", "-sf", "http://127.0.0.1:8080/")
-    import subprocess
-
     process = machine.start("python3", "-c", PROBER, stdout=subprocess.PIPE)
     yield
     machine.run("touch", "/run/prober.stop")
