@@ -21,6 +21,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -165,13 +166,8 @@ class ContentStore:
         crashpoint("content.row-removed")
         for digest in digests:
             async with self._lock(digest):
-                seen = await self._db.read(
-                    lambda connection, digest=digest: connection.execute(
-                        "SELECT 1 FROM blobs WHERE digest=? LIMIT 1", (digest,)
-                    ).fetchone()
-                )
-                if not seen:
-                    await self._in_thread(lambda digest=digest: self.path(digest).unlink(missing_ok=True))
+                if not await self._db.read(partial(_is_seen, digest=digest)):
+                    await self._in_thread(partial(self.path(digest).unlink, missing_ok=True))
 
     async def read(
         self, namespace: str, digest: str, offset: int = 0, size: int = 0
@@ -195,9 +191,7 @@ class ContentStore:
             done = 0
             while done < left:
                 wanted = min(_CHUNK, left - done)
-                data = await self._in_thread(
-                    lambda wanted=wanted, at=offset + done: os.pread(descriptor, wanted, at)
-                )
+                data = await self._in_thread(partial(os.pread, descriptor, wanted, offset + done))
                 if not data:
                     raise errdefs.DataLoss(f"content {digest} ends at {offset + done} of {blob.size} bytes")
                 yield done, data
@@ -224,11 +218,7 @@ class ContentStore:
                     found.append(Status(**stored))
             return sorted(found, key=lambda status: status.ref)
 
-        return [
-            status
-            for status in await self._in_thread(collect)
-            if match(lambda path, status=status: status.ref if path[0] == "ref" else None)
-        ]
+        return [status for status in await self._in_thread(collect) if match(_ref_lookup(status))]
 
     async def abort(self, namespace: str, ref: str) -> None:
         """Throw an ingest away. Raises NotFound, and Unavailable while somebody writes it."""
@@ -367,6 +357,15 @@ def _digests(connection: sqlite3.Connection) -> tuple[set[str], bool]:
     """All digests, and whether this database has ever served the store."""
     known = {row[0] for row in connection.execute("SELECT DISTINCT digest FROM blobs")}
     return known, connection.execute("SELECT 1 FROM content_begun").fetchone() is not None
+
+
+def _is_seen(connection: sqlite3.Connection, digest: str) -> bool:
+    """Whether any namespace has the blob."""
+    return connection.execute("SELECT 1 FROM blobs WHERE digest=? LIMIT 1", (digest,)).fetchone() is not None
+
+
+def _ref_lookup(status: Status) -> filters.Lookup:
+    return lambda path: status.ref if path[0] == "ref" else None
 
 
 def _row(connection: sqlite3.Connection, namespace: str, digest: str) -> Blob:

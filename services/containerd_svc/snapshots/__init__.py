@@ -2,6 +2,7 @@
 again.
 """
 
-from containerd_svc.snapshots.store import MIGRATION, Info, Snapshots
+from containerd_svc.snapshots.records import MIGRATION, Info
+from containerd_svc.snapshots.store import Snapshots
 
 __all__ = ["MIGRATION", "Info", "Snapshots"]

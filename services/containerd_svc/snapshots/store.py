@@ -22,6 +22,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,11 +37,14 @@ from containerd_svc.events import Events, Recorder
 from containerd_svc.snapshots import records, trees
 from containerd_svc.snapshots.drivers import ACTIVE, COMMITTED, DRIVERS, VIEW, Driver
 from containerd_svc.snapshots.records import Info
+from containerd_svc.syncfs import sync_file_system
 
 T = TypeVar("T")
+# Below a method named `list` the builtin cannot be named.
+Mounts = list[Mount]
+Chain = list[int]
 log = logging.getLogger(__name__)
 
-MIGRATION = records.MIGRATION
 _NEW, _REMOVED = "new-", "rm-"
 
 
@@ -272,7 +276,7 @@ class Snapshots:
         parent: str,
         wanted: Mapping[str, str],
         lease: str,
-    ) -> Sequence[Mount]:
+    ) -> Mounts:
         driver = self._driver(snapshotter)
         if not key:
             raise errdefs.InvalidArgument("snapshot key is empty: invalid argument")
@@ -286,7 +290,7 @@ class Snapshots:
             )
             await self._in_thread(lambda: _make(driver, temporary, kind, self._files(chain)))
 
-        def change(connection: sqlite3.Connection, record: Recorder) -> tuple[int, Sequence[int]]:
+        def change(connection: sqlite3.Connection, record: Recorder) -> tuple[int, Chain]:
             parent_id, chain = records.parent_chain(connection, namespace, snapshotter, parent)
             if not driver.copies:
                 _make(driver, temporary, kind, self._files(chain))
@@ -339,13 +343,11 @@ class Snapshots:
         """Sync until nothing is left that was committed before the sync began."""
         while numbers := await self._db.read(records.unsynced):
             try:
-                await self._in_thread(lambda: trees.sync_file_system(self._root))
+                await self._in_thread(lambda: sync_file_system(self._root))
             except OSError as error:
                 log.error("cannot sync unpacked snapshots: %s", error)
                 return
-            await self._db.write(
-                lambda connection, numbers=numbers: records.mark_synced(connection, numbers), durable=False
-            )
+            await self._db.write(partial(records.mark_synced, numbers=numbers), durable=False)
 
     async def _in_thread(self, fn: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, fn)

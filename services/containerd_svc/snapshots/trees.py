@@ -1,13 +1,10 @@
-"""Snapshot folders on disk, apart from their records: sizes, syncing, removal. All functions block."""
+"""Snapshot folders on disk, apart from their records: sizes and removal. All functions block."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 from pathlib import Path
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def boot_id() -> str:
@@ -39,17 +36,6 @@ def usage(files: Path) -> tuple[int, int]:
         except FileNotFoundError:
             continue
     return size, len(seen)
-
-
-def sync_file_system(folder: Path) -> None:
-    """Write all that the file system of `folder` holds back to disk (syncfs(2)). Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _libc.syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(folder))
-    finally:
-        os.close(descriptor)
 
 
 def remove(folder: Path) -> None:
