@@ -1,4 +1,4 @@
-"""The installed engine on cgroup v2: limits are the kernel's, and the nursery is restarted beside a container."""
+"""The installed engine on cgroup v2: limits hold, and the nursery is restarted beside a container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SCRIPT = r"""
 say() { echo "$1=$2"; }
 identity() { p=$(docker inspect -f '{{.State.Pid}}' $id); echo "$p $(cut -d' ' -f22 /proc/$p/stat)"; }
 docker import /root/busybox.tar busybox >/dev/null
-id=$(docker run -d --memory 64m --pids-limit 50 --cpus 0.5 busybox sh -c 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done')
+id=$(docker run -d --memory 64m --pids-limit 50 --cpus 0.5 busybox \
+  sh -c 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done')
 say began "$(identity)"
 group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(docker inspect -f '{{.State.Pid}}' $id)/cgroup)
 say memory "$(cat $group/memory.max)"

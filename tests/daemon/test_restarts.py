@@ -1,0 +1,153 @@
+"""The daemons restarted and killed under a running container, which prints, is asked for, waited for and followed."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.engine import SERVICES, Engine, start_time
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+PRINTER = """mkdir /www; echo payload > /www/index.html; httpd -p 80 -h /www
+i=0; while [ $i -lt {count} ]; do echo $i; i=$((i+1)); sleep {pause}; done; exit 7"""
+
+
+class Prober(threading.Thread):
+    """Asks a published port every 50 ms until stopped; `failed` says which answers were wrong or took a second."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.url = f"http://127.0.0.1:{port}/"
+        self.asked = 0
+        self.failed: list[str] = []
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.05):
+            try:
+                with urllib.request.urlopen(self.url, timeout=1) as reply:
+                    if reply.read() != b"payload\n":
+                        self.failed.append("another payload")
+            except OSError as error:
+                self.failed.append(repr(error))
+            self.asked += 1
+
+
+@pytest.fixture
+def own_engine() -> Iterator[Engine]:
+    made = Engine()
+    try:
+        made.up()
+        made.import_busybox()
+        yield made
+    finally:
+        made.purge()
+
+
+@pytest.mark.parametrize("how", ["kill", "restart"])
+@pytest.mark.parametrize("service", SERVICES)
+def test_one_service(engine: Engine, service: str, how: str) -> None:
+    script = PRINTER.format(count=150, pause=0.02)
+    id = engine.out("run", "-d", "-p", "80", "busybox", "sh", "-c", script)
+    before = engine.inspect(id)["State"]
+    began = start_time(before["Pid"])
+    port = int(engine.out("port", id, "80").splitlines()[0].rpartition(":")[2])
+    waiter = engine.start("wait", id, stdout=subprocess.PIPE)
+    follower = engine.start("logs", "-f", id, stdout=subprocess.PIPE)
+    probing = Prober(port)
+    probing.start()
+    try:
+        engine.until("the page", lambda: probing.asked > 1)
+        if how == "kill":
+            engine.kill_and_wait(service)
+        else:
+            engine.restart(service)
+        after = engine.inspect(id)["State"]
+        assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
+        assert start_time(after["Pid"]) == began
+        assert engine.out("exec", id, "echo", "still here") == "still here"
+    finally:
+        probing.stopped.set()
+        probing.join()
+    assert probing.failed == []
+    whole = "".join(f"{n}\n" for n in range(150))
+    assert waiter.communicate(timeout=30)[0] == "7\n"
+    assert follower.communicate(timeout=30)[0] == whole
+    assert engine.docker("logs", id).stdout == whole
+
+
+def test_both_daemons_killed_ten_times(own_engine: Engine) -> None:
+    engine = own_engine
+    script = PRINTER.format(count=300, pause=0.05)
+    id = engine.out("run", "-d", "-p", "80", "busybox", "sh", "-c", script)
+    pid = engine.inspect(id)["State"]["Pid"]
+    began = start_time(pid)
+    clients = {
+        "wait": engine.start("wait", id, stdout=subprocess.PIPE),
+        "logs": engine.start("logs", "-f", id, stdout=subprocess.PIPE),
+        "attach": engine.start("attach", "--no-stdin", id, stdout=subprocess.PIPE),
+    }
+    for _ in range(10):
+        old = {name: engine.pid(name) for name in ("containerd-svc", "dockerd-api")}
+        for name in old:
+            engine.kill(name)
+        engine.until("both back", lambda old=old: all(engine.pid(name) != old[name] for name in old))
+        assert engine.inspect(id)["State"]["Pid"] == pid
+        assert start_time(pid) == began
+    whole = "".join(f"{n}\n" for n in range(300))
+    assert clients["wait"].communicate(timeout=60)[0] == "7\n"
+    assert clients["logs"].communicate(timeout=30)[0] == whole
+    attached = clients["attach"].communicate(timeout=30)[0]
+    assert clients["attach"].returncode == 7
+    assert whole.endswith(attached)
+    assert attached.count("\n") > 250
+    assert engine.out("wait", id) == "7"
+    assert engine.docker("logs", id).stdout == whole
+
+
+EXITS = {
+    "zero": ("exit 0", [], 0, False),
+    "three": ("exit 3", [], 3, False),
+    "signal": ("kill -9 $$", ["--init"], 137, False),
+    "memory": ("x=a; while :; do x=$x$x; done", ["--memory", "16m"], 137, True),
+}
+
+
+def test_exits_while_everything_is_down(own_engine: Engine) -> None:
+    engine = own_engine
+    ids = {}
+    for name, (script, options, _, _) in EXITS.items():
+        begin = "while [ ! -e /go/now ]; do sleep 0.05; done; "
+        (engine.state / "go").mkdir(exist_ok=True)
+        mount = ["-v", f"{engine.state}/go:/go"]
+        ids[name] = engine.out("run", "-d", *mount, *options, "busybox", "sh", "-c", begin + script)
+    pids = [engine.inspect(id)["State"]["Pid"] for id in ids.values()]
+    engine.down()
+    (engine.state / "go/now").touch()
+    deadline = time.monotonic() + 20
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    engine.up()
+    for name, (_, _, code, oom) in EXITS.items():
+        state = engine.inspect(ids[name])["State"]
+        assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", code, oom), name
+
+
+def _runs(pid: int) -> bool:
+    try:
+        start_time(pid)
+    except OSError:
+        return False
+    return True
+
+
+def test_second_engine_on_the_same_state_is_refused(engine: Engine) -> None:
+    with pytest.raises(AssertionError, match=r"launcher up: .*\b\d+\b"):
+        engine.up()
