@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
 import resource
 import struct
 import sys
@@ -98,9 +97,9 @@ def _block(device: Device, access: frozenset[str], answer: int) -> list[bytes]:
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """bpf(2): result and the attributes as the kernel left them; OSError."""
-    number = _SYSCALL.get(platform.machine())
+    number = _SYSCALL.get(os.uname().machine)
     if number is None:
-        raise FailedPrecondition(f"device rules on cgroup v2 are not known for {platform.machine()}")
+        raise FailedPrecondition(f"device rules on cgroup v2 are not known for {os.uname().machine}")
     buffer = ctypes.create_string_buffer(attributes.ljust(_ATTR_SIZE, b"\0"), _ATTR_SIZE)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long

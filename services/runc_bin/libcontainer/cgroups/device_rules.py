@@ -9,7 +9,6 @@ would cut a hole into a wildcard exception is refused: v1 would ignore it silent
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from errdefs import InvalidArgument
@@ -74,12 +73,19 @@ ALWAYS = (
 )
 
 
-@dataclass
 class DeviceState:
     """Default and exceptions. With `default_allow` the exceptions are denials, otherwise they are grants."""
 
-    default_allow: bool = False
-    exceptions: dict[Device, frozenset[str]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.default_allow = False
+        self.exceptions: dict[Device, frozenset[str]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DeviceState):
+            return NotImplemented
+        return self.default_allow == other.default_allow and self.exceptions == other.exceptions
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
     def apply(self, rule: Rule) -> None:
         """Take one more rule into account; InvalidArgument for a hole in a wildcard."""

@@ -9,7 +9,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from errdefs import Conflict, FailedPrecondition, InvalidArgument
 from linux.crashpoints import crashpoint
@@ -63,10 +63,10 @@ class Manager(ABC):
     def join_self(self, *, born_inside: bool = False) -> None:
         """Move the calling process, which must have one thread, into the cgroup.
 
-        Far cheaper than `add_pid`: to move another process, or a group of threads, the kernel stops all forks and
-        waits for a grace period (5 to 20 ms on an idle host), which a lone thread that moves itself is
-        spared (Linux 5.18). `born_inside` says that the caller was made by clone3(2) with CLONE_INTO_CGROUP on
-        `paths[""]`; that is the only way into a v2 cgroup without the wait.
+        Far cheaper than `add_pid`: to move another process, or a group of threads, the kernel stops all forks
+        and waits for a grace period (5 to 20 ms on an idle host), which a lone thread that moves itself is
+        spared (Linux 5.18). `born_inside` says that the caller was made by clone3(2) with CLONE_INTO_CGROUP
+        on `paths[""]`; that is the only way into a v2 cgroup without the wait.
         """
 
     @abstractmethod
@@ -199,7 +199,10 @@ def remove_directories(made: list[str]) -> None:
 
 
 def join(path: str, pid: int) -> None:
-    """Write `pid` (0: the caller) to a membership file. EINVAL is tried again: a task in the making gives it."""
+    """Write `pid` (0: the caller) to a membership file.
+
+    Again after EINVAL, which a task in the making gives.
+    """
     for attempt in range(MEMBERSHIP_RETRIES):
         try:
             files.write(path, str(pid))
@@ -217,7 +220,7 @@ def send_kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _remove(path: str, deadline: float) -> Literal[True, False]:
+def _remove(path: str, deadline: float) -> bool:
     delay = 0.001
     while True:
         try:

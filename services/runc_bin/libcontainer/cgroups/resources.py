@@ -56,7 +56,7 @@ def text(group: Mapping[str, Any], name: str) -> str:
 
 
 def pids_max(resources: Resources) -> str | None:
-    """What goes into pids.max: None without a limit in the spec, `max` below 0, and 1 for 0, as runc has it."""
+    """What goes into pids.max: None without a limit in the spec, `max` below 0, 1 for 0 as runc has it."""
     limit = number(section(resources, "pids"), "limit")
     if limit is None:
         return None
