@@ -19,6 +19,12 @@ from isal import igzip, isal_zlib
 
 _CHUNK = 1024 * 1024
 _LONGEST_HEADER = 1024 * 1024
+_DAMAGED: tuple[type[Exception], ...] = (
+    igzip.BadGzipFile,
+    zlib.error,
+    isal_zlib.error,
+    zstandard.ZstdError,
+)
 
 
 class BadArchive(ValueError):
@@ -78,7 +84,7 @@ class Stream:
                 data = self._raw.read(left)
             except EOFError as error:
                 raise BadArchive("unexpected EOF") from error
-            except (igzip.BadGzipFile, zlib.error, isal_zlib.error, zstandard.ZstdError) as error:
+            except _DAMAGED as error:
                 raise BadArchive(f"invalid compressed data: {error}") from error
             if not data:
                 break
