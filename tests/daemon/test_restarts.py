@@ -1,4 +1,4 @@
-"""The daemons restarted and killed under a running container, which prints, is asked for, waited for and followed."""
+"""Daemons restarted and killed under a running container that prints, is asked for, awaited and followed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ i=0; while [ $i -lt {count} ]; do echo $i; i=$((i+1)); sleep {pause}; done; exit
 
 
 class Prober(threading.Thread):
-    """Asks a published port every 50 ms until stopped; `failed` says which answers were wrong or took a second."""
+    """Asks a published port every 50 ms until stopped; `failed` lists wrong and late answers."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)

@@ -30,13 +30,13 @@ DOCKERD_ROOMS: dict[str, set[str]] = {
     "schemas": set(),
     "security": set(),
     "network": set(),
-    "streams": set(),
+    "streams": {"hijack"},
     "images": {"schemas"},
     "engine": {"images", "network", "schemas", "security", "streams", "config"},
     "routes": {"engine", "images", "network", "schemas", "streams", "hijack"},
 }
 CONTAINERD_ROOMS: dict[str, set[str]] = {
-    "snapshots": set(),
+    "snapshots": {"events", "filters", "labels", "leases", "syncfs"},
 }
 
 

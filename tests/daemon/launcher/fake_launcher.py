@@ -1,4 +1,4 @@
-"""The supervisor over the test's own services: `fake_launcher.py STATE WATCHDOG STOP_TIMEOUT KILL_MODE REPORT`."""
+"""The supervisor over the test's own service: STATE WATCHDOG STOP_TIMEOUT KILL_MODE REPORT."""
 
 import sys
 from pathlib import Path
