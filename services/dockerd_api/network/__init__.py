@@ -1,0 +1,1 @@
+"""Container networking: the predefined networks, addresses, published ports, one nftables table of ours."""
