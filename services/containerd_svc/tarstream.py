@@ -22,7 +22,7 @@ _LONGEST_HEADER = 1024 * 1024
 _DAMAGED: tuple[type[Exception], ...] = (
     igzip.BadGzipFile,
     zlib.error,
-    isal_zlib.error,
+    cast(type[Exception], isal_zlib.error),
     zstandard.ZstdError,
 )
 
