@@ -1,7 +1,7 @@
 """`make demo`: the main job, shown. A container runs while the daemons above it are restarted and killed.
 
-Everything is below a private folder in /tmp and is removed at the end. It speaks plain HTTP, so that no docker
-client is needed.
+Everything is below a private folder in /tmp and is removed at the end. It speaks plain HTTP: no docker client
+is needed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,156 @@
+"""`make bench`: Buoy and the engine at PEER_DOCKER_HOST, measured in one run, alternating; ratios of medians.
+
+    PEER_DOCKER_HOST=unix:///path/docker.sock make bench [ROUNDS=20]
+
+Without a peer, Buoy alone is measured. Prints a Markdown table, times in milliseconds, memory in MB of PSS (proc(5),
+smaps_rollup). Both engines are asked by the same docker client, whose own time is in every figure.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.support.engine import DOCKER, SERVICES, Engine
+
+PARALLEL = 50
+IMAGE = "buoy-bench"
+PEER_PROCESSES = ("dockerd", "containerd")
+
+
+class Side:
+    """One engine under measurement, by its DOCKER_HOST."""
+
+    def __init__(self, name: str, host: str) -> None:
+        self.name = name
+        self.host = host
+
+    def docker(self, *arguments: str) -> str:
+        done = subprocess.run([DOCKER, "-H", self.host, *arguments], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{self.name}: docker {' '.join(arguments)}: {done.stderr}")
+        return done.stdout.strip()
+
+    def timed(self, *arguments: str) -> float:
+        began = time.perf_counter()
+        self.docker(*arguments)
+        return (time.perf_counter() - began) * 1000
+
+
+def _pss(pid: int) -> float:
+    """Proportional set size in MB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _named(wanted: Callable[[str, str], bool]) -> list[int]:
+    """Pids whose (comm, command line) fit."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            comm = (entry / "comm").read_text().strip()
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if wanted(comm, line):
+            found.append(int(entry.name))
+    return found
+
+
+def _commands(sides: list[Side], rounds: int) -> dict[str, list[list[float]]]:
+    """Times of each single command, by name, one list a side."""
+    kinds = {
+        "run --rm, bridge": ("run", "--rm", IMAGE, "true"),
+        "run --rm, none": ("run", "--rm", "--network", "none", IMAGE, "true"),
+        "run --rm, host": ("run", "--rm", "--network", "host", IMAGE, "true"),
+        "exec": ("exec", "buoy-bench-target", "true"),
+    }
+    times: dict[str, list[list[float]]] = {kind: [[] for _ in sides] for kind in kinds}
+    for side in sides:
+        side.docker("run", "-d", "--name", "buoy-bench-target", IMAGE, "sleep", "3600")
+    try:
+        for kind, arguments in kinds.items():
+            for turn in range(rounds + 1):
+                for index, side in enumerate(sides):
+                    took = side.timed(*arguments)
+                    if turn:  # the first turn warms both up
+                        times[kind][index].append(took)
+    finally:
+        for side in sides:
+            side.docker("rm", "-f", "buoy-bench-target")
+    return times
+
+
+def _parallel(side: Side) -> tuple[float, float, float]:
+    """Milliseconds for PARALLEL `run -d` at once and for their `rm -f`, and PSS in MB of one of their shims."""
+
+    def start(_: int) -> str:
+        return side.docker("run", "-d", IMAGE, "sleep", "3600")
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        ids = list(pool.map(start, range(PARALLEL)))
+    started = (time.perf_counter() - began) * 1000
+    shims = _named(lambda comm, line: any(id in line for id in ids) and ("shim" in line))
+    shim = statistics.median(_pss(pid) for pid in shims) if shims else 0.0
+    began = time.perf_counter()
+    side.docker("rm", "-f", *ids)
+    return started, (time.perf_counter() - began) * 1000, shim
+
+
+def _row(name: str, values: list[float], unit: str) -> str:
+    cells = [f"{value:.1f}" for value in values]
+    if len(values) == 2:
+        cells.append(f"{values[0] / values[1]:.2f}" if values[1] else "-")
+    return f"| {name} | {unit} | " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+    peer = os.environ.get("PEER_DOCKER_HOST", "")
+    rounds = int(os.environ.get("ROUNDS", "20"))
+    engine = Engine()
+    try:
+        engine.up()
+        engine.import_busybox(IMAGE)
+        sides = [Side("Buoy", engine.host)]
+        if peer:
+            sides.append(Side("peer", peer))
+            sides[1].docker("import", str(engine.state / "busybox.tar"), IMAGE)
+        heads = [side.name for side in sides] + (["ratio"] if peer else [])
+        print("| what | unit | " + " | ".join(heads) + " |")
+        print("|---|---|" + "---|" * len(heads))
+        for kind, lists in _commands(sides, rounds).items():
+            print(_row(kind, [statistics.median(one) for one in lists], "ms"), flush=True)
+        together = [[_parallel(side) for side in sides] for _ in range(3)]
+        for column, (name, unit) in enumerate(
+            (
+                (f"{PARALLEL} × run -d at once", "ms"),
+                (f"rm -f of {PARALLEL}", "ms"),
+                ("shim, 50 running", "MB PSS"),
+            )
+        ):
+            values = [
+                statistics.median(turn[index][column] for turn in together) for index in range(len(sides))
+            ]
+            print(_row(name, values, unit), flush=True)
+        daemons = [sum(_pss(engine.pid(name)) for name in SERVICES)]
+        if peer:
+            daemons.append(sum(_pss(pid) for pid in _named(lambda comm, _: comm in PEER_PROCESSES)))
+        print(_row("daemons, idle", daemons, "MB PSS"))
+    finally:
+        engine.purge()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
