@@ -2,8 +2,8 @@
 
     PEER_DOCKER_HOST=unix:///path/docker.sock make bench [ROUNDS=20]
 
-Without a peer, Buoy alone is measured. Prints a Markdown table, times in milliseconds, memory in MB of PSS (proc(5),
-smaps_rollup). Both engines are asked by the same docker client, whose own time is in every figure.
+Without a peer, Buoy alone is measured. Prints a Markdown table, times in milliseconds, memory in MB of PSS
+(proc(5), smaps_rollup). Both engines are asked by the same docker client, whose own time is in every figure.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _commands(sides: list[Side], rounds: int) -> dict[str, list[list[float]]]:
 
 
 def _parallel(side: Side) -> tuple[float, float, float]:
-    """Milliseconds for PARALLEL `run -d` at once and for their `rm -f`, and PSS in MB of one of their shims."""
+    """Milliseconds for PARALLEL `run -d` at once and for their `rm -f`; PSS in MB of one of their shims."""
 
     def start(_: int) -> str:
         return side.docker("run", "-d", IMAGE, "sleep", "3600")
@@ -134,7 +134,7 @@ def main() -> int:
         together = [[_parallel(side) for side in sides] for _ in range(3)]
         for column, (name, unit) in enumerate(
             (
-                (f"{PARALLEL} × run -d at once", "ms"),
+                (f"{PARALLEL} run -d at once", "ms"),
                 (f"rm -f of {PARALLEL}", "ms"),
                 ("shim, 50 running", "MB PSS"),
             )
