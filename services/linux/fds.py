@@ -66,7 +66,9 @@ def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
 
 
 def receive_fds(sock: socket.socket, size: int, most_fds: int) -> tuple[bytes, list[int]]:
-    """Receive up to `size` bytes and the descriptors that came along (closed on exec); empty bytes at end of stream."""
+    """Receive up to `size` bytes and the descriptors that came along (closed on exec); empty bytes at end
+    of stream.
+    """
     data, ancillary, _flags, _address = sock.recvmsg(
         size, socket.CMSG_SPACE(most_fds * _INT_SIZE), socket.MSG_CMSG_CLOEXEC
     )

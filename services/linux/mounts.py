@@ -1,7 +1,8 @@
 """Names of the kernel's mount calls, and what a mount table says.
 
-Flags and attributes keep the kernel's names (include/uapi/linux/mount.h). The functions make detached mounts and attach
-them by descriptor, so that no path is resolved twice: fsopen(2), open_tree(2), move_mount(2), mount_setattr(2), Linux 5.12 on.
+Flags and attributes keep the kernel's names (include/uapi/linux/mount.h). The functions make detached
+mounts and attach them by descriptor, so that no path is resolved twice: fsopen(2), open_tree(2),
+move_mount(2), mount_setattr(2), Linux 5.12 on.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def new_mount(
 ) -> int:
     """A detached mount of a new file system, as a descriptor.
 
-    `options` are the file system's own, a value of None meaning a bare word; `attributes` are MOUNT_ATTR_*. A refusal is an
-    OSError whose text is the kernel's own message where it gives one (fsopen(2), "message retrieval").
+    `options` are the file system's own, a value of None meaning a bare word; `attributes` are MOUNT_ATTR_*.
+    A refusal is an OSError whose text is the kernel's own message where it gives one (fsopen(2), "message
+    retrieval").
     """
     context = fsopen(fstype)
     try:
@@ -112,7 +114,9 @@ def _message(context: int) -> str:
 
 
 def clone_mount(path: str | bytes, *, dir_fd: int = AT_FDCWD, recursive: bool = False) -> int:
-    """A detached copy of the mount (with `recursive`, the tree) at a path, or at `dir_fd` itself when `path` is empty."""
+    """A detached copy of the mount (with `recursive`, the tree) at a path, or at `dir_fd` itself when
+    `path` is empty.
+    """
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
     if recursive:
         flags |= AT_RECURSIVE

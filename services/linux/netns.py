@@ -13,9 +13,11 @@ from linux.syscalls import CLONE_NEWNET, mount, setns, umount2, unshare
 
 
 def create(path: str) -> None:
-    """Make a new network namespace and bind it at `path`, which must not exist; FileExistsError when it does.
+    """Make a new network namespace and bind it at `path`, which must not exist; FileExistsError when it
+    does.
 
-    The caller's own namespace is the same before and after. Its thread must be the only one that may see the difference.
+    The caller's own namespace is the same before and after. Its thread must be the only one that may see
+    the difference.
     """
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:

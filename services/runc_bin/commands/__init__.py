@@ -1,0 +1,1 @@
+"""One module per verb: `run(context, log)` does it and returns the exit code."""

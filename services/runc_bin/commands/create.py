@@ -1,0 +1,65 @@
+"""`create`, and the making of a container that `run` does too."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+
+from errdefs import InvalidArgument
+from linux.crashpoints import crashpoint
+
+from runc_bin.cli import Context
+from runc_bin.commands import launch
+from runc_bin.libcontainer import container, create
+from runc_bin.libcontainer.create import CreateOptions
+from runc_bin.libcontainer.spec import Spec, load_spec
+from runc_bin.libcontainer.state import State
+from runc_bin.log import Log
+
+
+def read_bundle(context: Context) -> tuple[str, Spec]:
+    """(folder, checked spec) of `--bundle`."""
+    bundle = os.path.abspath(context.text("bundle") or ".")
+    if not os.path.isdir(bundle):
+        raise InvalidArgument(f"chdir {bundle}: no such file or directory")
+    return bundle, load_spec(bundle)
+
+
+def make(context: Context, bundle: str, spec: Spec, console: socket.socket | None) -> State:
+    """Make the container of a command line and write its pid file; all is undone when that fails."""
+    container_id = context.args[0]
+    pid_file = launch.absolute(context.text("pid-file"))
+    count = launch.listen_fds()
+    if count and spec.process is not None:
+        env = (*spec.process.env, f"LISTEN_FDS={count}", "LISTEN_PID=1")
+        spec = dataclasses.replace(spec, process=dataclasses.replace(spec.process, env=env))
+    options = CreateOptions(
+        bundle=bundle,
+        console=console,
+        no_pivot=context.given("no-pivot"),
+        no_new_keyring=context.given("no-new-keyring"),
+        preserve_fds=context.number("preserve-fds"),
+        listen_fds=count,
+    )
+    record = create.create(context.root, container_id, spec, options)
+    try:
+        launch.write_pid_file(pid_file, record.init_process_pid)
+    except OSError:
+        container.delete(context.root, container_id, force=True)
+        raise
+    crashpoint("runc.create.pid-written")
+    return record
+
+
+def run(context: Context, _log: Log) -> int:
+    bundle, spec = read_bundle(context)
+    terminal = spec.process is not None and spec.process.terminal
+    launch.check_terminal(context, terminal=terminal, detached=True)
+    console = launch.connect_console(context.text("console-socket")) if terminal else None
+    try:
+        make(context, bundle, spec, console)
+    finally:
+        if console is not None:
+            console.close()
+    return 0

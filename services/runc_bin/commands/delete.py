@@ -1,0 +1,12 @@
+"""`delete`."""
+
+from __future__ import annotations
+
+from runc_bin.cli import Context
+from runc_bin.libcontainer import container
+from runc_bin.log import Log
+
+
+def run(context: Context, _log: Log) -> int:
+    container.delete(context.root, context.args[0], force=context.given("force"))
+    return 0

@@ -1,0 +1,90 @@
+"""`exec`: a further process, from a file (`--process`) or from the container's own process and flags."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from errdefs import InvalidArgument, NotImplementedHere
+
+from runc_bin.cli import Context
+from runc_bin.commands import launch
+from runc_bin.foreground import Foreground
+from runc_bin.libcontainer import exec_in, spec, state
+from runc_bin.libcontainer.capabilities import Capabilities
+from runc_bin.libcontainer.exec_in import ExecOptions
+from runc_bin.libcontainer.spec import Process
+from runc_bin.libcontainer.state import State
+from runc_bin.log import Log
+
+
+def _read_process(context: Context, record: State) -> Process:
+    path = context.text("process")
+    if path:
+        return spec.load_json(path, spec.read_process, f"open {path}: no such file or directory")
+    base = spec.load_spec(record.bundle).process
+    if base is None:
+        raise InvalidArgument("process property must not be empty")
+    if len(context.args) < 2:
+        raise InvalidArgument("exec args cannot be empty")
+    uid, gid = _user(context.text("user"), base)
+    cwd = context.text("cwd") or base.cwd
+    if not cwd.startswith("/"):
+        raise InvalidArgument("Cwd must be an absolute path")
+    caps = base.capabilities
+    if context.texts("cap"):
+        caps = (caps or Capabilities()).with_added(context.texts("cap"))
+    return replace(
+        base,
+        args=tuple(context.args[1:]),
+        cwd=cwd,
+        env=(*base.env, *context.texts("env")),
+        terminal=context.given("tty"),
+        uid=uid,
+        gid=gid,
+        additional_gids=(
+            *base.additional_gids,
+            *(_id(text, "gid") for text in context.texts("additional-gids")),
+        ),
+        capabilities=caps,
+        apparmor_profile=context.text("apparmor") or base.apparmor_profile,
+        no_new_privileges=context.given("no-new-privs") or base.no_new_privileges,
+    )
+
+
+def _user(text: str, base: Process) -> tuple[int, int]:
+    if not text:
+        return base.uid, base.gid
+    uid, colon, gid = text.partition(":")
+    return _id(uid, "uid"), _id(gid, "gid") if colon else base.gid
+
+
+def _id(text: str, what: str) -> int:
+    if not text.isdecimal() or int(text) > 0xFFFFFFFE:
+        raise InvalidArgument(f"bad {what}: {text!r}")
+    return int(text)
+
+
+def run(context: Context, _log: Log) -> int:
+    if context.texts("cgroup"):
+        raise NotImplementedHere("exec --cgroup is not supported")
+    if context.text("process-label"):
+        raise NotImplementedHere("SELinux is not supported")
+    record = state.load_state(context.root, context.args[0])
+    process = _read_process(context, record)
+    detached = context.given("detach")
+    launch.check_terminal(context, terminal=process.terminal, detached=detached)
+    pid_file = launch.absolute(context.text("pid-file"))
+    stay = None if detached else Foreground(subreaper=False)
+    console = None
+    if process.terminal:
+        console = stay.console() if stay else launch.connect_console(context.text("console-socket"))
+    options = ExecOptions(
+        console=console,
+        preserve_fds=context.number("preserve-fds"),
+        ignore_paused=context.given("ignore-paused"),
+    )
+    pid = exec_in.start(context.root, record, process, options)
+    if console is not None and stay is None:
+        console.close()
+    launch.write_pid_file(pid_file, pid)
+    return stay.wait(pid) if stay else 0

@@ -1,0 +1,37 @@
+"""`features`: what is supported, in the form of the runtime spec's features.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from runc_bin.cli import Context
+from runc_bin.libcontainer import capabilities, mount_options, spec
+from runc_bin.log import Log
+
+
+def run(_context: Context, _log: Log) -> int:
+    options = {
+        *mount_options.FLAGS,
+        *mount_options.PROPAGATION,
+        *mount_options.RECURSIVE,
+        *mount_options.EXTENSIONS,
+    }
+    document = {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": spec.OCI_VERSION,
+        "hooks": list(spec.HOOK_KINDS),
+        "mountOptions": sorted(options),
+        "linux": {
+            "namespaces": sorted(set(spec.NAMESPACE_FLAGS) - {"user"}),
+            "capabilities": list(capabilities.NAMES),
+            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "seccomp": {"enabled": True},
+            "apparmor": {"enabled": True},
+            "selinux": {"enabled": False},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": False}},
+        },
+    }
+    sys.stdout.write(json.dumps(document, indent=4) + "\n")
+    return 0

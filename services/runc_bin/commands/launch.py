@@ -1,0 +1,58 @@
+"""What `create`, `run` and `exec` share: terminals, pid files, descriptors of socket activation."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from errdefs import InvalidArgument, NotImplementedHere
+
+from runc_bin.cli import Context
+from runc_bin.libcontainer import console
+from runc_bin.libcontainer.failures import step
+
+
+def check_terminal(context: Context, *, terminal: bool, detached: bool) -> None:
+    """A detached terminal needs a socket for its master, and only that does."""
+    if context.text("pidfd-socket"):
+        raise NotImplementedHere("--pidfd-socket is not supported")
+    wanted = context.text("console-socket")
+    if detached and terminal and not wanted:
+        raise InvalidArgument("cannot allocate tty if runc will detach without setting console socket")
+    if (not detached or not terminal) and wanted:
+        raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
+    if context.number("preserve-fds") < 0:
+        raise InvalidArgument("--preserve-fds must not be negative")
+
+
+def connect_console(path: str) -> socket.socket:
+    """A connection to `--console-socket`."""
+    with step(f"dial unix {path}: connect"):
+        return console.connect(path)
+
+
+def listen_fds() -> int:
+    """How many descriptors socket activation passed to this process; sd_listen_fds(3)."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
+        return 0
+    return int(count)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Write a pid in one step: a hidden file beside it, then a rename."""
+    if not path:
+        return
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, "." + name)
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(fd, str(pid).encode())
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def absolute(path: str) -> str:
+    """A path that survives a change of directory; empty stays empty."""
+    return os.path.abspath(path) if path else ""

@@ -1,0 +1,12 @@
+"""`resume`."""
+
+from __future__ import annotations
+
+from runc_bin.cli import Context
+from runc_bin.libcontainer import container, state
+from runc_bin.log import Log
+
+
+def run(context: Context, _log: Log) -> int:
+    container.resume(context.root, state.load_state(context.root, context.args[0]))
+    return 0

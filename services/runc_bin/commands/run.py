@@ -1,0 +1,43 @@
+"""`run`: create and start, and unless detached stay until the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from errdefs import BuoyError
+
+from runc_bin.cli import Context
+from runc_bin.commands import launch
+from runc_bin.commands.create import make, read_bundle
+from runc_bin.foreground import Foreground
+from runc_bin.libcontainer import container
+from runc_bin.log import Log
+
+
+def run(context: Context, log: Log) -> int:
+    bundle, spec = read_bundle(context)
+    detached = context.given("detach")
+    terminal = spec.process is not None and spec.process.terminal
+    launch.check_terminal(context, terminal=terminal, detached=detached)
+    stay = None if detached else Foreground(subreaper=not context.given("no-subreaper"))
+    console = None
+    if terminal:
+        console = stay.console() if stay else launch.connect_console(context.text("console-socket"))
+    record = make(context, bundle, spec, console)
+    try:
+        container.start(context.root, record)
+        if stay is None:
+            return 0
+        code = stay.wait(record.init_process_pid)
+    except BaseException:
+        container.delete(context.root, record.id, force=True)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(record.init_process_pid, 0)
+        raise
+    if not context.given("keep"):
+        try:
+            container.delete(context.root, record.id, force=True)
+        except BuoyError as error:
+            log.write("warning", error.message)
+    return code

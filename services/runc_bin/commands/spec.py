@@ -1,0 +1,25 @@
+"""`spec`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from errdefs import AlreadyExists, NotImplementedHere
+
+from runc_bin.cli import Context
+from runc_bin.libcontainer import spec_document
+from runc_bin.log import Log
+
+
+def run(context: Context, _log: Log) -> int:
+    if context.given("rootless"):
+        raise NotImplementedHere("spec --rootless is not supported")
+    path = os.path.join(context.text("bundle") or ".", "config.json")
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        raise AlreadyExists("File config.json exists. Remove it first") from None
+    with os.fdopen(fd, "w") as file:
+        file.write(json.dumps(spec_document.default(), indent="\t"))
+    return 0

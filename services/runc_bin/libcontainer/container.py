@@ -1,0 +1,215 @@
+"""What is done to a container that exists: start, signal, pause, look at, remove."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterator
+
+from errdefs import BuoyError, Conflict, DeadlineExceeded, FailedPrecondition, Internal, NotFound
+from linux import fds
+from linux.crashpoints import crashpoint
+
+from runc_bin.libcontainer import hooks, state
+from runc_bin.libcontainer.cgroups import Manager
+from runc_bin.libcontainer.create import oci_state
+from runc_bin.libcontainer.spec import Spec, load_spec
+from runc_bin.libcontainer.state import State
+
+NOT_RUNNING = "container not running"
+_KILL_SECONDS = 10.0
+
+
+def manager_of(record: State) -> Manager:
+    """The control group that a container's record names."""
+    return Manager.from_paths(record.cgroup_paths)
+
+
+def status(root: str, record: State) -> str:
+    """`creating`, `created`, `running`, `paused` or `stopped`, from the kernel's facts and not from a
+    stored word.
+    """
+    if not state.init_is_alive(record):
+        return "stopped"
+    with contextlib.suppress(FileNotFoundError):
+        if manager_of(record).frozen():
+            return "paused"
+    fifo = os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO)
+    return "created" if os.path.exists(fifo) else "running"
+
+
+@contextlib.contextmanager
+def _init_pidfd(record: State) -> Iterator[int]:
+    """A pidfd of the living init; FailedPrecondition when it is over. The start time rules out a reused
+    pid.
+    """
+    try:
+        pidfd = fds.open_pidfd(record.init_process_pid) if record.init_process_pid > 0 else -1
+    except ProcessLookupError:
+        pidfd = -1
+    if pidfd < 0:
+        raise FailedPrecondition(NOT_RUNNING)
+    try:
+        if not state.init_is_alive(record):
+            raise FailedPrecondition(NOT_RUNNING)
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def start(root: str, record: State) -> None:
+    """Let the program of a created container run. FailedPrecondition in any other state."""
+    now = status(root, record)
+    if now == "stopped":
+        raise FailedPrecondition("cannot start a container that has stopped")
+    if now == "running":
+        raise FailedPrecondition("cannot start an already running container")
+    if now != "created":
+        raise FailedPrecondition(f"cannot start a container in the {now} state")
+    open_fifo(root, record)
+    spec = _spec_if_hooked(record)
+    if spec is not None and spec.hooks.get("poststart"):
+        try:
+            hooks.run(
+                spec.hooks["poststart"], "poststart", oci_state(record, "running", record.init_process_pid)
+            )
+        except BuoyError:
+            with contextlib.suppress(FailedPrecondition):
+                kill(record, signal.SIGKILL)
+            raise
+
+
+def open_fifo(root: str, record: State) -> None:
+    """Take the byte that init writes once somebody reads, or find that it died; then remove the fifo."""
+    path = os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO)
+    fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        with _init_pidfd(record) as pidfd:
+            poller = select.poll()
+            poller.register(fifo, select.POLLIN)
+            poller.register(pidfd, select.POLLIN)
+            poller.poll()
+        try:
+            data = os.read(fifo, 1)
+        except BlockingIOError:
+            data = b""
+        if not data:
+            raise Internal("cannot start a container that has stopped")
+        crashpoint("runc.start.released")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    finally:
+        os.close(fifo)
+
+
+def _spec_if_hooked(record: State) -> Spec | None:
+    """The container's spec when its record says that it has late hooks."""
+    return load_spec(record.bundle) if record.late_hooks else None
+
+
+def kill(record: State, number: int, *, everyone: bool = False) -> None:
+    """Send a signal to init, or to every process of the container. FailedPrecondition when it is over.
+
+    SIGKILL to a container without a pid namespace of its own goes to all: with its init the others would
+    stay.
+    """
+    private = record.namespaces.get("pid") == ""
+    manager = manager_of(record)
+    if number == signal.SIGKILL and (everyone or not private):
+        if not state.init_is_alive(record) and not manager.pids():
+            raise FailedPrecondition(NOT_RUNNING)
+        manager.kill_all()
+        return
+    if everyone:
+        _signal_all(record, manager, number)
+        return
+    with _init_pidfd(record) as pidfd:
+        try:
+            fds.signal_pidfd(pidfd, number)
+        except ProcessLookupError:
+            raise FailedPrecondition(NOT_RUNNING) from None
+        # A frozen process of cgroup v1 takes its SIGKILL only once it is thawed.
+        if number == signal.SIGKILL and manager.frozen():
+            manager.thaw()
+
+
+def _signal_all(record: State, manager: Manager, number: int) -> None:
+    pids = manager.pids()
+    if not pids:
+        raise FailedPrecondition(NOT_RUNNING)
+    was_frozen = manager.frozen()
+    if not was_frozen:
+        manager.freeze()  # so that no process is born unseen while the others get their signal
+    try:
+        for pid in manager.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+    finally:
+        if not was_frozen:
+            manager.thaw()
+
+
+def pause(root: str, record: State) -> None:
+    """Freeze all processes. FailedPrecondition unless created or running."""
+    now = status(root, record)
+    if now not in ("created", "running"):
+        raise FailedPrecondition(f"container not running: {now}" if now == "stopped" else f"container {now}")
+    manager_of(record).freeze()
+
+
+def resume(root: str, record: State) -> None:
+    """Thaw all processes. FailedPrecondition unless paused."""
+    if status(root, record) != "paused":
+        raise FailedPrecondition("container not paused")
+    manager_of(record).thaw()
+
+
+def delete(root: str, container_id: str, *, force: bool = False) -> None:
+    """Remove what a container holds. Without `force` only one that has not started or has stopped.
+
+    With `force` also what a crash left, and nothing when there is nothing. NotFound, Conflict (still
+    running).
+    """
+    try:
+        record = state.load_state(root, container_id)
+    except NotFound:
+        # A crash between the folder and its first record leaves a folder without one.
+        state.remove_dir(root, container_id)
+        if force:
+            return
+        raise
+    now = status(root, record)
+    if not force and now not in ("stopped", "created"):
+        raise Conflict(f"cannot delete container {container_id} that is not stopped: {now}")
+    if now != "stopped":
+        with contextlib.suppress(FailedPrecondition), _init_pidfd(record) as pidfd:
+            with contextlib.suppress(ProcessLookupError):
+                fds.signal_pidfd(pidfd, signal.SIGKILL)
+            _end_others(record)
+            if not fds.has_exited(pidfd, _KILL_SECONDS):
+                raise DeadlineExceeded("container init still running")
+    else:
+        _end_others(record)
+    crashpoint("runc.delete.killed")
+    destroy(root, record)
+
+
+def _end_others(record: State) -> None:
+    """Kill what else is in the container's cgroup; thaws it too, since frozen processes do not die on v1."""
+    manager = manager_of(record)
+    if manager.frozen() or manager.pids():
+        manager.kill_all()
+
+
+def destroy(root: str, record: State) -> None:
+    """Remove the cgroup, then the record; then the `poststop` hooks run, whose failure is only told."""
+    spec = None
+    with contextlib.suppress(BuoyError):
+        spec = _spec_if_hooked(record)
+    manager_of(record).destroy()
+    crashpoint("runc.delete.cgroup-removed")
+    state.remove_dir(root, record.id)
+    if spec is not None and spec.hooks.get("poststop"):
+        hooks.run(spec.hooks["poststop"], "poststop", oci_state(record, "stopped", 0))

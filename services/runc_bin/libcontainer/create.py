@@ -1,0 +1,270 @@
+"""Making a container, the creating process's side: docs in `sync` show the talk with init.
+
+Everything is checked and compiled before anything is changed; every change is recorded before it is made,
+and undone in reverse order when a later one fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from errdefs import FailedPrecondition, Internal, InvalidArgument
+from linux import interpreter, syscalls
+from linux.crashpoints import crashpoint
+
+from runc_bin.libcontainer import apparmor, cgroups, hooks, init, seccomp, state
+from runc_bin.libcontainer.failures import reason
+from runc_bin.libcontainer.spec import OCI_VERSION, Process, Spec
+from runc_bin.libcontainer.state import State
+from runc_bin.libcontainer.sync import Channel, Message
+
+START_ERROR = "unable to start container process"
+
+
+@dataclass(frozen=True)
+class CreateOptions:
+    """How a container is to be made, beyond its spec. `console` is a connected socket that gets the master
+    of the terminal; `preserve_fds` descriptors from 3 on are passed to the program, after `listen_fds` of
+    socket activation.
+    """
+
+    bundle: str
+    console: socket.socket | None = None
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    preserve_fds: int = 0
+    listen_fds: int = 0
+
+    @property
+    def passed_fds(self) -> int:
+        return self.listen_fds + self.preserve_fds
+
+
+def oci_state(record: State, status: str, pid: int) -> dict[str, Any]:
+    """The state object of the runtime spec (runtime.md, "State"), as hooks get it."""
+    return {
+        "ociVersion": OCI_VERSION,
+        "id": record.id,
+        "status": status,
+        **({"pid": pid} if pid else {}),
+        "bundle": record.bundle,
+        "annotations": dict(record.annotations),
+    }
+
+
+def _now() -> str:
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
+
+
+def check_passed_fds(first: int, count: int) -> None:
+    """Each descriptor that is to be passed must be open; InvalidArgument."""
+    for fd in range(first, first + count):
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            message = f"unable to stat preserved-fd {fd - first} (of {count}): {reason(error)}"
+            raise InvalidArgument(message) from None
+
+
+def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> State:
+    """Make the container `container_id` and its first process, which waits for `start`.
+
+    Returns its record. The process is this one's child. Errors: those of the spec's checks, AlreadyExists
+    for a taken id, and Internal with the text of init's error.
+    """
+    process = spec.process
+    if process is None:
+        raise InvalidArgument("process property must not be empty")
+    state.check_id(container_id)
+    check_passed_fds(3 + options.listen_fds, options.preserve_fds)
+    if process.apparmor_profile and not apparmor.enabled():
+        raise FailedPrecondition(
+            "apparmor profile specified in config, but apparmor is disabled or not supported"
+        )
+    manager = cgroups.manager_for(spec.linux, container_id)
+    program = None
+    if spec.seccomp:
+        seccomp.check_flags(spec.seccomp.get("flags"))
+        program = seccomp.compile_filter(spec.seccomp, os.path.join(root, state.FILTER_CACHE))
+    record = State(
+        id=container_id,
+        oci_version=spec.version,
+        bundle=options.bundle,
+        rootfs=spec.rootfs,
+        created=_now(),
+        annotations=spec.annotations,
+        namespaces={kind: namespace.path for kind, namespace in spec.namespaces.items()},
+        cgroup_paths=manager.paths,
+        no_new_keyring=options.no_new_keyring,
+        seccomp_flags=(spec.seccomp or {}).get("flags"),
+        apparmor_profile=process.apparmor_profile,
+        oom_score_adj=process.oom_score_adj,
+        has_seccomp=program is not None,
+        personality=spec.personality,
+        late_hooks=bool(spec.hooks.get("poststart") or spec.hooks.get("poststop")),
+    )
+    with contextlib.ExitStack() as undo:
+        folder = state.create_dir(root, container_id)
+        undo.callback(state.remove_dir, root, container_id)
+        crashpoint("runc.create.folder-made")
+        state.save_state(root, record)
+        crashpoint("runc.create.intent-recorded")
+        if program is not None:
+            state.save_filter(root, container_id, program)
+        fifo = _make_fifo(folder)
+        undo.callback(os.close, fifo)
+        manager.create()
+        undo.callback(manager.destroy)
+        crashpoint("runc.create.cgroup-made")
+        record = _bear(root, spec, process, options, manager, record, program, fifo, undo)
+        undo.pop_all()
+        os.close(fifo)
+    return record
+
+
+def _make_fifo(folder: str) -> int:
+    path = os.path.join(folder, state.EXEC_FIFO)
+    os.mkfifo(path, 0o622)
+    os.chmod(path, 0o622)  # the umask may have cut it; the program's user must be able to write
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
+def _bear(
+    root: str,
+    spec: Spec,
+    process: Process,
+    options: CreateOptions,
+    manager: cgroups.Manager,
+    record: State,
+    program: bytes | None,
+    fifo: int,
+    undo: contextlib.ExitStack,
+) -> State:
+    """Clone init, record it, let it go, and wait until it is ready."""
+    ours, theirs = Channel.pair()
+    undo.callback(ours.close)
+    flags = 0
+    for kind, namespace in spec.namespaces.items():
+        # The cgroup namespace's root is the cgroup that its maker is in: init makes it once it is in its
+        # own.
+        if not namespace.path and kind != "cgroup":
+            flags |= namespace.flag
+    joined = _open_namespaces(spec, undo)
+    group = _open_group(manager)
+    if group is not None:
+        undo.callback(os.close, group)
+    birth = init.Birth(
+        container_id=record.id,
+        spec=spec,
+        process=process,
+        channel=theirs,
+        manager=manager,
+        born_inside=group is not None,
+        joined=joined,
+        fifo_fd=fifo,
+        console_socket=options.console if process.terminal else None,
+        passed_fds=options.passed_fds,
+        no_pivot=options.no_pivot,
+        no_new_keyring=options.no_new_keyring,
+        seccomp_program=program,
+        seccomp_flags=record.seccomp_flags,
+        oci_state=oci_state(record, "creating", 1 if spec.is_private("pid") else 0),
+    )
+    interpreter.seal()
+    pid = _clone(flags, group, joined)
+    if pid == 0:
+        init.run(birth)
+    undo.callback(_reap, pid)
+    theirs.close()
+    crashpoint("runc.create.cloned")
+    record = state.with_init(record, pid)
+    state.save_state(root, record)
+    crashpoint("runc.create.init-recorded")
+    manager.apply()
+    ours.send(Message.GO)
+    _converse(ours, spec, record)
+    ours.close()
+    crashpoint("runc.create.ready")
+    return record
+
+
+def _open_namespaces(spec: Spec, undo: contextlib.ExitStack) -> list[tuple[int, int]]:
+    """Descriptors of the namespaces to join, in the order of the spec's table."""
+    joined = []
+    for namespace in spec.namespaces.values():
+        if not namespace.path:
+            continue
+        try:
+            fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            text = os.strerror(error.errno or 0).lower()
+            message = f"{START_ERROR}: namespace path: lstat {namespace.path}: {text}"
+            raise InvalidArgument(message) from None
+        undo.callback(os.close, fd)
+        joined.append((fd, namespace.flag))
+    return joined
+
+
+def _open_group(manager: cgroups.Manager) -> int | None:
+    """The directory of the v2 tree that init is born into; None on a pure v1 host."""
+    path = manager.paths.get("")
+    return None if path is None else os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _clone(flags: int, group: int | None, joined: list[tuple[int, int]]) -> int:
+    """clone init; a pid namespace to join is joined for children only, and left again."""
+    pid_fds = [fd for fd, flag in joined if flag == syscalls.CLONE_NEWPID]
+    if not pid_fds:
+        return syscalls.clone(flags, cgroup_fd=group)
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(pid_fds[0], syscalls.CLONE_NEWPID)
+        try:
+            pid = syscalls.clone(flags, cgroup_fd=group)
+        except BaseException:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+            raise
+        if pid:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+        return pid
+    finally:
+        os.close(own)
+
+
+def _converse(channel: Channel, spec: Spec, record: State) -> None:
+    """Serve init until it is ready; Internal with its error's text when it fails."""
+    ready = False
+    while True:
+        try:
+            got = channel.receive()
+        except ConnectionError:
+            got = None
+        if got is None:
+            if ready:
+                return
+            raise Internal(f"{START_ERROR}: container init exited before it was ready")
+        message, text = got
+        if message is Message.READY:
+            ready = True
+        elif message is Message.HOOKS:
+            seen = oci_state(record, "creating", record.init_process_pid)
+            for kind in ("prestart", "createRuntime"):
+                hooks.run(spec.hooks.get(kind, ()), kind, seen)
+            channel.send(Message.DONE)
+        else:
+            raise Internal(f"{START_ERROR}: error during container init: {text}")
+
+
+def _reap(pid: int) -> None:
+    """Kill init and take its exit, so that its cgroup can go."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)

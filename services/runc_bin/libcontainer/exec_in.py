@@ -1,0 +1,225 @@
+"""A further process in a running container: the caller's side and the child's. The talk is that of `sync`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from typing import NoReturn
+
+from errdefs import FailedPrecondition, Internal
+from linux import fds, interpreter, syscalls
+from linux.crashpoints import crashpoint
+
+from runc_bin.libcontainer import (
+    apparmor,
+    cgroups,
+    console,
+    container,
+    identity,
+    init,
+    keyring,
+    scheduling,
+    seccomp,
+    state,
+)
+from runc_bin.libcontainer.create import START_ERROR, check_passed_fds
+from runc_bin.libcontainer.failures import step
+from runc_bin.libcontainer.spec import NAMESPACE_FLAGS, Process
+from runc_bin.libcontainer.state import State
+from runc_bin.libcontainer.sync import Channel, Message
+
+
+@dataclass(frozen=True)
+class ExecOptions:
+    """How a process is to be added, beyond its spec; fields as in `create.CreateOptions`."""
+
+    console: socket.socket | None = None
+    preserve_fds: int = 0
+    ignore_paused: bool = False
+
+
+@dataclass(frozen=True)
+class Joining:
+    """All that the child gets. `pidfd` is the container's init, `flags` the namespaces of it to join."""
+
+    record: State
+    process: Process
+    channel: Channel
+    manager: cgroups.Manager
+    born_inside: bool
+    pidfd: int
+    flags: int
+    console_socket: socket.socket | None
+    passed_fds: int
+    seccomp_program: bytes | None
+
+
+def start(root: str, record: State, process: Process, options: ExecOptions) -> int:
+    """Start `process` in a container and return its pid once it runs; it is this process's child.
+
+    FailedPrecondition when the container is stopped, or paused without `ignore_paused`.
+    """
+    now = container.status(root, record)
+    if now == "stopped":
+        raise FailedPrecondition("cannot exec in a stopped container")
+    if now == "paused" and not options.ignore_paused:
+        raise FailedPrecondition("cannot exec in a paused container (use --ignore-paused to override)")
+    check_passed_fds(3, options.preserve_fds)
+    if process.apparmor_profile and not apparmor.enabled():
+        raise FailedPrecondition(
+            "apparmor profile specified in config, but apparmor is disabled or not supported"
+        )
+    program = state.load_filter(root, record.id) if record.has_seccomp else None
+    with contextlib.ExitStack() as stack:
+        pidfd = _open_init(record)
+        stack.callback(os.close, pidfd)
+        return _start(record, process, options, pidfd, program, stack)
+
+
+def _open_init(record: State) -> int:
+    try:
+        pidfd = fds.open_pidfd(record.init_process_pid)
+    except ProcessLookupError:
+        raise FailedPrecondition(container.NOT_RUNNING) from None
+    if not state.init_is_alive(record):
+        os.close(pidfd)
+        raise FailedPrecondition(container.NOT_RUNNING)
+    return pidfd
+
+
+def _start(
+    record: State,
+    process: Process,
+    options: ExecOptions,
+    pidfd: int,
+    program: bytes | None,
+    stack: contextlib.ExitStack,
+) -> int:
+    ours, theirs = Channel.pair()
+    stack.callback(ours.close)
+    manager = container.manager_of(record)
+    group = None
+    if "" in manager.paths:
+        group = os.open(manager.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, group)
+    flags = 0
+    for kind in record.namespaces:
+        flags |= NAMESPACE_FLAGS[kind]
+    joining = Joining(
+        record=record,
+        process=process,
+        channel=theirs,
+        manager=manager,
+        born_inside=group is not None,
+        pidfd=pidfd,
+        flags=flags & ~syscalls.CLONE_NEWPID,
+        console_socket=options.console if process.terminal else None,
+        passed_fds=options.preserve_fds,
+        seccomp_program=program,
+    )
+    interpreter.seal()
+    pid = _clone(pidfd, flags, group)
+    if pid == 0:
+        _run(joining)
+    theirs.close()
+    crashpoint("runc.exec.cloned")
+    try:
+        ours.send(Message.GO)
+        _converse(ours)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return pid
+
+
+def _clone(pidfd: int, flags: int, group: int | None) -> int:
+    """clone the child into the container's pid namespace."""
+    if not flags & syscalls.CLONE_NEWPID:
+        return syscalls.clone(0, cgroup_fd=group)
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with step(f"{START_ERROR}: error executing setns process"):
+            syscalls.setns(pidfd, syscalls.CLONE_NEWPID)
+        pid = syscalls.clone(0, cgroup_fd=group)
+        if pid:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+        return pid
+    finally:
+        os.close(own)
+
+
+def _converse(channel: Channel) -> None:
+    ready = False
+    while True:
+        try:
+            got = channel.receive()
+        except ConnectionError:
+            got = None
+        if got is None:
+            if ready:
+                return
+            raise Internal(f"{START_ERROR}: exec process exited before it was ready")
+        message, text = got
+        if message is Message.READY:
+            ready = True
+        else:
+            raise Internal(f"{START_ERROR}: {text}")
+
+
+def _run(joining: Joining) -> NoReturn:
+    console_fd = joining.console_socket.fileno() if joining.console_socket else -1
+    with init.reporting(joining.channel):
+        init.prepare_child(joining.channel, joining.passed_fds, (joining.pidfd, console_fd))
+        joining.channel.expect(Message.GO)
+        _enter(joining)
+        _become(joining)
+    os._exit(255)
+
+
+def _enter(joining: Joining) -> None:
+    """Join the container's cgroup, keyring and namespaces, and its terminal's devpts."""
+    with step("unable to join the container's cgroup"):
+        joining.manager.join_self(born_inside=joining.born_inside)
+    score = joining.process.oom_score_adj
+    identity.set_oom_score(joining.record.oom_score_adj if score is None else score)
+    if joining.flags:
+        with step("unable to join the container's namespaces"):
+            syscalls.setns(joining.pidfd, joining.flags)
+    os.close(joining.pidfd)
+    if not joining.record.no_new_keyring:
+        keyring.join(joining.record.id)
+    if joining.process.terminal and joining.console_socket is not None:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        console.set_up(root, joining.console_socket, joining.process.console_size, mount=False)
+        os.close(root)
+        joining.console_socket.close()
+    os.umask(0o022 if joining.process.umask is None else joining.process.umask)
+
+
+def _become(joining: Joining) -> None:
+    process, record, program = joining.process, joining.record, joining.seccomp_program
+    if process.no_new_privileges:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    profile = process.apparmor_profile or record.apparmor_profile
+    if profile:
+        with step("unable to apply apparmor profile"):
+            apparmor.apply_exec(profile)
+    scheduling.apply(process, record.personality)
+    if program is not None and not process.no_new_privileges:
+        seccomp.install(program, record.seccomp_flags)
+    identity.set_rlimits(process.rlimits)
+    identity.become(process)
+    env = identity.environment(process)
+    path = identity.find_program(process.args[0], process.env)
+    init.pass_on(joining.passed_fds)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
+    joining.channel.send(Message.READY)
+    if program is not None and process.no_new_privileges:
+        seccomp.install(program, record.seccomp_flags)
+    joining.channel.close()
+    init.execute(path, process.args, env, joining.passed_fds)

@@ -1,0 +1,174 @@
+"""Who the process is at its exec: limits, groups, user, capabilities, working directory, program."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+from collections.abc import Iterable, Sequence
+
+from errdefs import Internal, InvalidArgument, NotFound
+from linux import syscalls
+
+from runc_bin.libcontainer import capabilities, devices
+from runc_bin.libcontainer.failures import step
+from runc_bin.libcontainer.spec import Process, Rlimit
+
+_UNLIMITED = 2**64 - 1
+
+
+def set_rlimits(limits: Iterable[Rlimit]) -> None:
+    """setrlimit(2) of this process for each."""
+    for limit in limits:
+        # Python writes "no limit" as -1.
+        soft = -1 if limit.soft == _UNLIMITED else limit.soft
+        hard = -1 if limit.hard == _UNLIMITED else limit.hard
+        try:
+            resource.setrlimit(limit.number, (soft, hard))
+        except ValueError as error:
+            if limit.soft > limit.hard:
+                raise InvalidArgument(f"error setting rlimit {limit.name}: invalid argument") from error
+            # The module turns EPERM into this.
+            message = f"error setting rlimit type {limit.number}: operation not permitted"
+            raise Internal(message) from error
+
+
+def set_oom_score(score: int | None) -> None:
+    """Write this process's oom_score_adj. Unless it is that already: lowering it wants CAP_SYS_RESOURCE."""
+    if score is None:
+        return
+    with step("failed to update /proc/self/oom_score_adj"), open("/proc/self/oom_score_adj", "r+") as file:
+        if int(file.read()) != score:
+            file.seek(0)
+            file.write(str(score))
+
+
+def become(process: Process) -> None:
+    """Take the working directory, the groups, the user and the capabilities of the spec.
+
+    The directory is tried before and, if that is forbidden, after the change of user, and must lie in the
+    container: a descriptor that leads out of it would make it a way to the host (CVE-2024-21626).
+    """
+    entered = _enter_directory(process.cwd)
+    caps = process.capabilities
+    if caps is not None:
+        with step("unable to apply bounding set"):
+            capabilities.drop_bounding(caps.bounding)
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+    with step("unable to setup user"):
+        _own_streams(process.uid)
+        os.setgroups(process.additional_gids)
+        os.setgid(process.gid)
+        os.setuid(process.uid)
+    if not entered:
+        with step(f'chdir to cwd ("{process.cwd}") set in config.json failed'):
+            os.chdir(process.cwd)
+    _check_directory()
+    if caps is not None:
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
+        with step("unable to apply caps"):
+            capabilities.apply(caps)
+
+
+def _enter_directory(cwd: str) -> bool:
+    try:
+        os.chdir(cwd)
+    except PermissionError:
+        return False
+    except OSError as error:
+        text = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument(f'chdir to cwd ("{cwd}") set in config.json failed: {text}') from None
+    return True
+
+
+def _check_directory() -> None:
+    try:
+        inside = os.getcwd().startswith("/")
+    except FileNotFoundError:
+        inside = False
+    if not inside:
+        raise InvalidArgument(
+            "current working directory is outside of container mount namespace root"
+            " -- possible container breakout detected"
+        )
+
+
+def _own_streams(uid: int) -> None:
+    """Give the standard streams to the user, who could otherwise not open /dev/stdout again."""
+    for fd in range(3):
+        info = os.fstat(fd)
+        if info.st_uid == uid or devices.is_null(fd):
+            continue
+        try:
+            os.fchown(fd, uid, -1)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
+def find_program(name: str, env: Sequence[str]) -> str:
+    """The path that `name` means with the PATH of `env`, in the words of Go's exec.LookPath."""
+    if "/" in name:
+        _check_program(name, name)
+        return name
+    path = next((item[5:] for item in reversed(env) if item.startswith("PATH=")), "")
+    for directory in path.split(":"):
+        candidate = os.path.join(directory or ".", name)
+        try:
+            _check_program(candidate, name)
+        except (NotFound, InvalidArgument):
+            continue
+        if not candidate.startswith("/"):
+            raise InvalidArgument(
+                f'exec: "{name}": cannot run executable found relative to current directory'
+            )
+        return candidate
+    raise NotFound(f'exec: "{name}": executable file not found in $PATH')
+
+
+def _check_program(path: str, name: str) -> None:
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        text = os.strerror(error.errno or 0).lower()
+        raise NotFound(f'exec: "{name}": stat {path}: {text}') from None
+    if stat.S_ISDIR(info.st_mode):
+        raise InvalidArgument(f'exec: "{name}": is a directory')
+    if not os.access(path, os.X_OK, effective_ids=True):
+        raise InvalidArgument(f'exec: "{name}": permission denied')
+
+
+def environment(process: Process) -> dict[str, str]:
+    """The environment of the program: the last of doubled names wins, HOME is that of /etc/passwd when
+    missing.
+    """
+    env: dict[str, str] = {}
+    for item in process.env:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise InvalidArgument(f"invalid environment variable: {item!r}")
+        env[key] = value
+    if not env.get("HOME"):
+        env["HOME"] = _home(process.uid)
+    return env
+
+
+def _home(uid: int) -> str:
+    """The home folder that the container's /etc/passwd gives a user; `/` without one. No NSS: plain text
+    only.
+    """
+    try:
+        # The file is the image's: a fifo must not block us, and nothing but a plain file is read.
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return "/"
+    try:
+        lines = os.read(fd, 1 << 20).split(b"\n") if stat.S_ISREG(os.fstat(fd).st_mode) else []
+    finally:
+        os.close(fd)
+    for line in lines:
+        fields = line.split(b":")
+        if len(fields) >= 6 and fields[2] == str(uid).encode():
+            return os.fsdecode(fields[5]) or "/"
+    return "/"

@@ -1,0 +1,225 @@
+"""The container's first process, from its birth in the new namespaces to the exec of the program.
+
+One straight list of steps. It runs in a copy of the creating process, so that it has all it needs: after
+the first step into the container nothing is loaded, looked up or imported. Order and texts follow runc's
+standard init.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from linux import fds, syscalls
+
+from runc_bin.libcontainer import (
+    apparmor,
+    console,
+    hooks,
+    identity,
+    keyring,
+    masks,
+    paths,
+    scheduling,
+    seccomp,
+    sysctls,
+)
+from runc_bin.libcontainer.cgroups import Manager
+from runc_bin.libcontainer.failures import reason, step
+from runc_bin.libcontainer.rootfs import Root
+from runc_bin.libcontainer.spec import Process, Spec
+from runc_bin.libcontainer.sync import Channel, Message
+
+_HANDLED = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGCHLD,
+    signal.SIGHUP,
+    signal.SIGWINCH,
+)
+
+
+@dataclass(frozen=True)
+class Birth:
+    """All that init gets from its parent. `joined` are (descriptor, CLONE_NEW* flag) of namespaces to join,
+    `passed_fds` the descriptors from 3 on that the program gets, `oci_state` the state that hooks see.
+    """
+
+    container_id: str
+    spec: Spec
+    process: Process
+    channel: Channel
+    manager: Manager
+    born_inside: bool
+    joined: Sequence[tuple[int, int]]
+    fifo_fd: int
+    console_socket: socket.socket | None
+    passed_fds: int
+    no_pivot: bool
+    no_new_keyring: bool
+    seccomp_program: bytes | None
+    seccomp_flags: Sequence[str] | None
+    oci_state: Mapping[str, Any]
+
+
+def run(birth: Birth) -> NoReturn:
+    """Become the container's program; ends the process whatever happens."""
+    console_fd = birth.console_socket.fileno() if birth.console_socket else -1
+    keep = [birth.fifo_fd, console_fd, *(fd for fd, _ in birth.joined)]
+    with reporting(birth.channel):
+        prepare_child(birth.channel, birth.passed_fds, keep)
+        birth.channel.expect(Message.GO)
+        _become(birth, _build(birth))
+    os._exit(255)
+
+
+@contextmanager
+def reporting(channel: Channel) -> Iterator[None]:
+    """End the process with 255 on any error, which is told to the parent while the channel is open.
+
+    Later the program's own standard error is all there is.
+    """
+    try:
+        try:
+            yield
+        except BaseException as error:
+            if channel.fileno() < 0:
+                raise
+            channel.send(Message.ERROR, reason(error))
+    except BaseException as error:
+        os.write(2, f"{reason(error)}\n".encode(errors="replace"))
+    finally:
+        os._exit(255)
+
+
+def prepare_child(channel: Channel, passed_fds: int, keep: Iterable[int]) -> None:
+    """Be a clean process: own session, default signals, no descriptors but those that are needed.
+
+    Until the program is about to run, the child dies with its parent.
+    """
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.set_wakeup_fd(-1)
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    wanted = {*range(3 + passed_fds), channel.fileno(), *(fd for fd in keep if fd >= 0)}
+    fds.close_all_but(wanted)
+    fds.cloexec_from(3)
+    os.setsid()
+    os.umask(0)
+
+
+def _build(birth: Birth) -> Root:
+    """Everything that is done as root: namespaces, mounts, the new root, names, limits of the view."""
+    spec = birth.spec
+    with step("unable to join the container's cgroup"):
+        birth.manager.join_self(born_inside=birth.born_inside)
+    identity.set_oom_score(birth.process.oom_score_adj)
+    for fd, flag in birth.joined:
+        if flag != syscalls.CLONE_NEWPID:
+            with step("unable to join a namespace"):
+                syscalls.setns(fd, flag)
+        os.close(fd)
+    if spec.is_private("cgroup"):
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    if not birth.no_new_keyring:
+        keyring.join(birth.container_id)
+    root = Root(spec)
+    root.fill(birth.manager.paths)
+    proc = root.proc()
+    _run_hooks_outside(birth)
+    if spec.hooks.get("createContainer"):
+        os.fchdir(root.fd)
+        hooks.run(spec.hooks["createContainer"], "createContainer", birth.oci_state)
+    root.enter(no_pivot=birth.no_pivot)
+    os.close(paths.make_directories(root.fd, birth.process.cwd))
+    if birth.process.terminal and birth.console_socket is not None:
+        console.set_up(root.fd, birth.console_socket, birth.process.console_size, mount=True)
+        birth.console_socket.close()
+    root.finish()
+    os.umask(0o022 if birth.process.umask is None else birth.process.umask)
+    if spec.hostname:
+        syscalls.sethostname(spec.hostname)
+    if spec.domainname:
+        syscalls.setdomainname(spec.domainname)
+    if birth.process.apparmor_profile:
+        with step("unable to apply apparmor profile"):
+            apparmor.apply_exec(birth.process.apparmor_profile)
+    sysctls.write(proc, spec.sysctl)
+    masks.make_read_only(root.fd, spec.readonly_paths)
+    masks.mask(root.fd, spec.masked_paths)
+    return root
+
+
+def _run_hooks_outside(birth: Birth) -> None:
+    """Have the parent run the hooks that belong to its namespaces, while the old root is still there."""
+    if birth.spec.hooks.get("prestart") or birth.spec.hooks.get("createRuntime"):
+        birth.channel.send(Message.HOOKS)
+        birth.channel.expect(Message.DONE)
+
+
+def _become(birth: Birth, root: Root) -> None:
+    """Give up what the program must not have, wait for the start, and become it."""
+    process = birth.process
+    proc = root.proc()
+    if process.no_new_privileges:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    scheduling.apply(process, birth.spec.personality)
+    program = birth.seccomp_program
+    # Without no_new_privs only a privileged process may load a filter, so it comes before the capabilities
+    # go; else it comes as late as can be.
+    if program is not None and not process.no_new_privileges:
+        seccomp.install(program, birth.seccomp_flags)
+    identity.set_rlimits(process.rlimits)
+    identity.become(process)
+    env = identity.environment(process)
+    path = identity.find_program(process.args[0], process.env)
+    own_fds = syscalls.openat2(proc, "self/fd", os.O_PATH | os.O_DIRECTORY)
+    pass_on(birth.passed_fds)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
+    birth.channel.send(Message.READY)
+    if program is not None and process.no_new_privileges:
+        seccomp.install(program, birth.seccomp_flags)
+    birth.channel.close()
+    _wait_for_start(own_fds, birth.fifo_fd)
+    if birth.spec.hooks.get("startContainer"):
+        hooks.run(birth.spec.hooks["startContainer"], "startContainer", birth.oci_state, process.env)
+    execute(path, process.args, env, birth.passed_fds)
+
+
+def _wait_for_start(own_fds: int, fifo_fd: int) -> None:
+    """Block until `start` opens the other end of the fifo, then say so by one byte.
+
+    A strict filter is in force already: nothing but openat, write and close is called.
+    """
+    fifo = os.open(str(fifo_fd), os.O_WRONLY | os.O_CLOEXEC, dir_fd=own_fds)
+    os.write(fifo, b"0")
+    os.close(fifo)
+
+
+def pass_on(passed_fds: int) -> None:
+    """Let the program have its streams and the descriptors that are passed to it."""
+    for fd in range(3 + passed_fds):
+        os.set_inheritable(fd, True)
+
+
+def execute(path: str, args: Sequence[str], env: Mapping[str, str], passed_fds: int) -> NoReturn:
+    """Close every descriptor that the program does not get, and become it.
+
+    They are closed, not only marked: the path could be /proc/self/fd/N (CVE-2024-21626). `closerange` falls
+    back to close(2) where a filter forbids close_range(2).
+    """
+    os.closerange(3 + passed_fds, 4096)
+    try:
+        os.execve(path, list(args), dict(env))
+    except OSError as error:
+        os.write(2, f"exec {path}: {os.strerror(error.errno or 0).lower()}\n".encode())
+    finally:
+        os._exit(255)

@@ -1,0 +1,128 @@
+"""Paths inside a container's root, resolved so that no link or `..` of the image leads out of it.
+
+Everything starts from a descriptor of the root and goes through openat2(2) with RESOLVE_IN_ROOT; magic
+links (/proc/self/fd/N, /proc/self/exe) are refused. What is returned is a descriptor, never a path, so what
+was checked is what is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from errdefs import InvalidArgument
+from linux import syscalls
+from linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
+
+_IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY
+_MOST_LINKS = 40
+
+
+def open_in_root(root_fd: int, path: str, flags: int = os.O_PATH, *, no_links: bool = False) -> int:
+    """Open an existing object; FileNotFoundError when there is none. With `no_links`, a link on the way is
+    ELOOP.
+    """
+    resolve = _IN_ROOT | (RESOLVE_NO_SYMLINKS if no_links else 0)
+    while True:
+        try:
+            return syscalls.openat2(root_fd, path, flags, resolve=resolve)
+        except BlockingIOError:  # a rename raced with `..`: openat2(2) asks for another try
+            continue
+
+
+def make_directories(root_fd: int, path: str, mode: int = 0o755, *, no_links: bool = False) -> int:
+    """Open a directory, making it and its missing parents (owner root, `mode`).
+
+    A link that leads nowhere is followed inside the root, so that `/var/run -> /run` works in an image
+    without /run.
+    """
+    try:
+        return open_in_root(root_fd, path, _DIRECTORY, no_links=no_links)
+    except FileNotFoundError:
+        return _make(root_fd, path, mode, no_links, 0)
+
+
+def _make(root_fd: int, path: str, mode: int, no_links: bool, depth: int) -> int:
+    if depth > _MOST_LINKS:
+        raise InvalidArgument(f"too many links in {path!r}")
+    parent = os.dup(root_fd)
+    done = ""
+    for name in path.split("/"):
+        if name in ("", "."):
+            continue
+        here = f"{done}/{name}"
+        try:
+            child = open_in_root(root_fd, here, _DIRECTORY, no_links=no_links)
+        except FileNotFoundError:
+            try:
+                child = _make_one(root_fd, parent, name, here, done, mode, no_links, depth)
+            finally:
+                os.close(parent)
+        except BaseException:
+            os.close(parent)
+            raise
+        else:
+            os.close(parent)
+        parent, done = child, here
+    return parent
+
+
+def _make_one(
+    root_fd: int, parent: int, name: str, here: str, done: str, mode: int, no_links: bool, depth: int
+) -> int:
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+    except FileExistsError:
+        target = os.readlink(name, dir_fd=parent)
+        path = target if target.startswith("/") else f"{done}/{target}"
+        return _make(root_fd, path, mode, no_links, depth + 1)
+    return open_in_root(root_fd, here, _DIRECTORY, no_links=no_links)
+
+
+def parent_and_name(root_fd: int, path: str) -> tuple[int, str]:
+    """A descriptor of the (made) parent directory, and the last component, which is not followed."""
+    directory, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        raise InvalidArgument(f"{path!r} does not name a file")
+    return make_directories(root_fd, directory or "/"), name
+
+
+def make_file(root_fd: int, path: str, mode: int = 0o644) -> int:
+    """Open (O_PATH) an object, making an empty file when there is none."""
+    try:
+        return open_in_root(root_fd, path)
+    except FileNotFoundError:
+        parent, name = parent_and_name(root_fd, path)
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent))
+    finally:
+        os.close(parent)
+    return open_in_root(root_fd, path, no_links=True)
+
+
+def make_link(root_fd: int, path: str, target: str, *, replace: bool = False) -> None:
+    """Make a symbolic link; one that exists stays as it is, unless `replace`."""
+    parent, name = parent_and_name(root_fd, path)
+    try:
+        if replace:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent)
+        try:
+            os.symlink(target, name, dir_fd=parent)
+        except FileExistsError:
+            if replace:
+                raise
+    finally:
+        os.close(parent)
+
+
+def is_directory(fd: int) -> bool:
+    """Whether a descriptor is one of a directory."""
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+def same_object(one: int, other: int) -> bool:
+    """Whether two descriptors refer to one inode."""
+    return os.path.samestat(os.fstat(one), os.fstat(other))

@@ -1,0 +1,138 @@
+"""The container's root: made a mount of its own, filled, and made the root of the mount namespace.
+
+Order and propagation follow "rootfsPropagation" of the runtime spec's config-linux.md and pivot_root(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from linux import mounts as m
+from linux import syscalls
+
+from runc_bin.libcontainer import cgroup_mount, devices
+from runc_bin.libcontainer.failures import step
+from runc_bin.libcontainer.mounts import Mounter
+from runc_bin.libcontainer.spec import Spec
+
+
+class Root:
+    """The root under construction; `fd` is a descriptor of it that stays right through pivot_root."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        with step("error preparing rootfs"):
+            self.fd = self._prepare()
+        self._mounter = Mounter(self.fd)
+        self._detached_proc: int | None = None
+
+    def _prepare(self) -> int:
+        spec = self._spec
+        syscalls.mount("", "/", "", spec.rootfs_propagation or m.MS_SLAVE | m.MS_REC)
+        self._unshare_parent()
+        made = m.clone_mount(spec.rootfs, recursive=True)
+        target = os.open(spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            m.attach(made, target)
+        finally:
+            os.close(target)
+        return made
+
+    def _unshare_parent(self) -> None:
+        """The mount that the root lies on must not be shared: pivot_root would fail and the bind would
+        leak.
+        """
+        flag = m.MS_SLAVE if self._spec.rootfs_propagation & m.MS_SLAVE else m.MS_PRIVATE
+        path = self._spec.rootfs
+        while True:
+            try:
+                syscalls.mount("", path, "", flag)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL or path == "/":
+                    raise
+                path = os.path.dirname(path)
+
+    def fill(self, cgroup_paths: dict[str, str]) -> None:
+        """Make all mounts and devices of the spec."""
+        for mount in self._spec.mounts:
+            with step(f'error mounting "{mount.source}" to rootfs at "{mount.destination}"'):
+                if mount.kind == "bind":
+                    self._mounter.bind(mount)
+                elif mount.kind == "cgroup":
+                    own = "cgroup" in self._spec.namespaces
+                    cgroup_mount.mount(self._mounter, self.fd, mount, cgroup_paths, own_namespace=own)
+                else:
+                    self._mounter.new(mount)
+        if devices.wants_devices(self._spec):
+            with step("error creating device nodes"):
+                devices.fill_dev(self.fd, self._spec)
+
+    def proc(self) -> int:
+        """A descriptor of a procfs that certainly is one: the container's, or else one that nobody else
+        sees.
+        """
+        if self._mounter.proc_fd is not None:
+            return self._mounter.proc_fd
+        if self._detached_proc is None:
+            self._detached_proc = m.new_mount("proc", "proc")
+        return self._detached_proc
+
+    def enter(self, *, no_pivot: bool) -> None:
+        """Make it the root of this mount namespace; nothing of the host's tree is left."""
+        with step("error jailing process inside rootfs"):
+            if no_pivot:
+                self._move()
+            else:
+                self._pivot()
+        propagation = self._spec.rootfs_propagation
+        if propagation and not propagation & (m.MS_PRIVATE | m.MS_SLAVE):
+            m.change(self.fd, propagation=propagation & ~m.MS_REC, recursive=bool(propagation & m.MS_REC))
+        if devices.wants_devices(self._spec):
+            devices.reopen_null(self.fd)
+
+    def _pivot(self) -> None:
+        old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fchdir(self.fd)
+            syscalls.pivot_root(".", ".")
+            # The old root lies on top of the new one now. It becomes a slave so that taking it away stays
+            # ours.
+            os.fchdir(old)
+            syscalls.mount("", ".", "", m.MS_SLAVE | m.MS_REC)
+            syscalls.umount2(".", m.MNT_DETACH)
+        finally:
+            os.close(old)
+        os.chdir("/")
+
+    def _move(self) -> None:
+        """Without pivot_root (a root on the initial ramdisk): move the mount over `/`.
+
+        The host's own /proc and /sys stay reachable in the namespace unless they are taken away first.
+        """
+        inside = self._spec.rootfs + "/"
+        for mount in m.mount_table():
+            full = mount.root == "/" and mount.fstype in ("proc", "sysfs")
+            if not full or mount.target.startswith(inside):
+                continue
+            try:
+                syscalls.mount("", mount.target, "", m.MS_SLAVE | m.MS_REC)
+                syscalls.umount2(mount.target, m.MNT_DETACH)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EPERM):
+                    raise
+                syscalls.mount("tmpfs", mount.target, "tmpfs", 0)
+        os.fchdir(self.fd)
+        syscalls.mount(self._spec.rootfs, "/", "", m.MS_MOVE)
+        os.chroot(".")
+        os.chdir("/")
+
+    def finish(self) -> None:
+        """Turn read-only what the spec wants so."""
+        self._mounter.make_read_only()
+        if self._spec.readonly_rootfs:
+            with step("error setting rootfs as readonly"):
+                m.change(self.fd, set_=m.MOUNT_ATTR_RDONLY)

@@ -1,0 +1,144 @@
+"""The record of one container: `<root>/<id>/state.json`, written to a temporary name and renamed.
+
+It is written before the step that it protects: first with the control groups that are about to be made,
+then with the pid of an init that still waits for its go. So whatever a crash leaves can be found and
+removed by `delete --force`. The names of the fields are runc's where it has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from errdefs import AlreadyExists, DataLoss, InvalidArgument, NotFound
+
+EXEC_FIFO = "exec.fifo"
+FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
+_STATE = "state.json"
+_FILTER = "seccomp.bpf"
+_ID = re.compile(r"[\w+.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class State:
+    """What is recorded. `init_process_pid` is 0 before there is one; `init_process_start` is its start time
+    in clock ticks since boot, which tells a reused pid apart; `created` is RFC 3339 in UTC; `namespaces`
+    maps the kinds that are not the caller's own to the path joined, empty for a new one; `late_hooks` says
+    that the bundle's spec has hooks for after the creation.
+    """
+
+    id: str
+    oci_version: str
+    bundle: str
+    rootfs: str
+    created: str
+    annotations: Mapping[str, str]
+    namespaces: Mapping[str, str]
+    cgroup_paths: Mapping[str, str]
+    init_process_pid: int = 0
+    init_process_start: int = 0
+    no_new_keyring: bool = False
+    has_seccomp: bool = False
+    seccomp_flags: list[str] | None = None
+    apparmor_profile: str = ""
+    oom_score_adj: int | None = None
+    personality: int | None = None
+    late_hooks: bool = False
+
+
+def check_id(container_id: str) -> None:
+    """Refuse an id that is no plain file name; InvalidArgument."""
+    if not container_id:
+        raise InvalidArgument("container id cannot be empty")
+    if not _ID.fullmatch(container_id) or container_id in (".", ".."):
+        raise InvalidArgument("invalid container ID format")
+
+
+def state_dir(root: str, container_id: str) -> str:
+    """The folder of a container's record."""
+    return os.path.join(root, container_id)
+
+
+def create_dir(root: str, container_id: str) -> str:
+    """Make the folder of a new container, which claims its id; AlreadyExists when it is taken."""
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    path = state_dir(root, container_id)
+    try:
+        os.mkdir(path, 0o711)
+    except FileExistsError:
+        raise AlreadyExists("container with given ID already exists") from None
+    return path
+
+
+def save_state(root: str, state: State) -> None:
+    """Write the record in one step."""
+    path = os.path.join(state_dir(root, state.id), _STATE)
+    temporary = path + ".new"
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(json.dumps(asdict(state)))
+    os.rename(temporary, path)
+
+
+def load_state(root: str, container_id: str) -> State:
+    """The record of a container; NotFound when there is none, DataLoss when it cannot be read."""
+    check_id(container_id)
+    try:
+        with open(os.path.join(state_dir(root, container_id), _STATE), "rb") as file:
+            raw = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound("container does not exist") from None
+    try:
+        return State(**json.loads(raw))
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataLoss(f"state of container {container_id} is damaged: {error}") from None
+
+
+def save_filter(root: str, container_id: str, program: bytes) -> None:
+    """Keep the container's compiled system call filter for its further processes."""
+    with open(os.path.join(state_dir(root, container_id), _FILTER), "wb") as file:
+        file.write(program)
+
+
+def load_filter(root: str, container_id: str) -> bytes:
+    """The filter that `save_filter` kept."""
+    with open(os.path.join(state_dir(root, container_id), _FILTER), "rb") as file:
+        return file.read()
+
+
+def with_init(state: State, pid: int) -> State:
+    """The record of a container whose first process is `pid`."""
+    return replace(state, init_process_pid=pid, init_process_start=start_time(pid))
+
+
+def remove_dir(root: str, container_id: str) -> None:
+    """Remove the folder of a container, if it is there."""
+    shutil.rmtree(state_dir(root, container_id), ignore_errors=True)
+
+
+def process_stat(pid: int) -> tuple[str, int] | None:
+    """(state letter, start time in clock ticks) of a process, None when there is none; proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            line = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    words = line[line.rindex(b")") + 2 :].split()
+    return words[0].decode(), int(words[19])
+
+
+def start_time(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; 0 when it is gone."""
+    found = process_stat(pid)
+    return found[1] if found else 0
+
+
+def init_is_alive(state: State) -> bool:
+    """Whether the recorded first process still runs (a zombie does not)."""
+    if state.init_process_pid <= 0:
+        return False
+    found = process_stat(state.init_process_pid)
+    return found is not None and found[0] not in "ZX" and found[1] == state.init_process_start

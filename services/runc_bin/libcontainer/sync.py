@@ -1,0 +1,76 @@
+"""The one channel between the process that makes a container and the container's first process.
+
+A SEQPACKET socket pair; a packet is one letter and a payload.
+
+    parent                                        init
+      clone ───────────────────────────────────►  blocks
+      control group, state.json with the pid
+      GO ──────────────────────────────────────►
+                                                  mounts, devices
+            ◄──────────────────────────────────   HOOKS       (only with prestart or createRuntime hooks)
+      runs them
+      DONE ────────────────────────────────────►
+                                                  pivot_root, console, user, capabilities, …
+            ◄──────────────────────────────────   READY       (then init waits on the fifo)
+    or      ◄──────────────────────────────────   ERROR text
+
+An exec has the same without hooks. The end of the stream before READY means that the other side died; init
+then ends itself, so that a killed parent leaves nothing half made.
+"""
+
+from __future__ import annotations
+
+import socket
+from enum import Enum
+
+from errdefs import Internal
+
+_LARGEST = 1 << 16
+
+
+class Message(bytes, Enum):
+    """What a packet says."""
+
+    GO = b"g"
+    HOOKS = b"h"
+    DONE = b"d"
+    READY = b"r"
+    ERROR = b"e"
+
+
+class Channel:
+    """One end of the channel."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    @staticmethod
+    def pair() -> tuple[Channel, Channel]:
+        """Both ends, closed on exec."""
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Channel(one), Channel(other)
+
+    def send(self, message: Message, text: str = "") -> None:
+        """Send one packet; BrokenPipeError when the other side is gone."""
+        self._sock.send(message.value + text.encode(errors="surrogateescape")[: _LARGEST - 1])
+
+    def receive(self) -> tuple[Message, str] | None:
+        """The next packet, or None at the end of the stream."""
+        packet = self._sock.recv(_LARGEST)
+        if not packet:
+            return None
+        return Message(packet[:1]), packet[1:].decode(errors="surrogateescape")
+
+    def expect(self, message: Message) -> None:
+        """Wait for one packet that must be `message`; `Internal` otherwise."""
+        got = self.receive()
+        if got is None:
+            raise Internal("the other side of the container's set-up went away")
+        if got[0] is not message:
+            raise Internal(f"unexpected message {got[0].name} while waiting for {message.name}")
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
