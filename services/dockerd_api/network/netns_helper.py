@@ -36,7 +36,6 @@ from dockerd_api.network import netlink
 PEER = "eth0"
 _PACKET = 1 << 16
 _PR_SET_NAME = 15
-_ETH_P_ARP = 0x0806
 
 
 @dataclass(frozen=True)
@@ -144,23 +143,22 @@ class Served:
 
     def _inside(self, spec: SandboxSpec) -> tuple[dict[str, Any], list[socket.socket]]:
         inner = netlink.Netlink.open()
-        if not spec.bridge:
-            inner.transact(netlink.set_link(1, up=True))
-            inner.close()
-            return {"index": 0}, []
         try:
+            if not spec.bridge:
+                inner.transact(netlink.set_link(1, up=True))
+                inner.close()
+                return {"index": 0}, []
             index = socket.if_nametoindex(PEER)
             # No IPv6 address of any kind on a network without IPv6, as the real engine has it.
             with contextlib.suppress(FileNotFoundError):
                 Path(f"/proc/sys/net/ipv6/conf/{PEER}/disable_ipv6").write_text("1")
+            # The kernel announces a changed address to the neighbours (ip-sysctl, arp_notify).
+            Path(f"/proc/sys/net/ipv4/conf/{PEER}/arp_notify").write_text("1")
             inner.transact(netlink.set_link(1, up=True), netlink.set_link(index, up=True))
-            # Protocol 0: this socket only sends (packet(7)).
-            arp = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-            arp.bind((PEER, 0))
         except BaseException:
             inner.close()
             raise
-        return {"index": index}, [inner.sock, arp]
+        return {"index": index}, [inner.sock]
 
 
 def serve(sock: socket.socket) -> None:
@@ -235,11 +233,11 @@ class NetnsHelper:
         self._lock = (str(path), timeout)
         await self._call({"op": "lock", "path": str(path), "timeout": timeout}, timeout + 5)
 
-    async def make(self, spec: SandboxSpec) -> tuple[int, list[socket.socket]]:
-        """Make a sandbox. Returns the index of its inner interface (0: none) and, with a bridge, two sockets
-        opened inside: rtnetlink and a packet socket on the interface."""
+    async def make(self, spec: SandboxSpec) -> tuple[int, socket.socket | None]:
+        """Make a sandbox. Returns the index of its inner interface (0: none) and, with a bridge, an
+        rtnetlink socket that was opened inside."""
         answer, fds = await self._call({"op": "make", "spec": spec.__dict__}, 10)
-        return int(answer["index"]), [socket.socket(fileno=fd) for fd in fds]
+        return int(answer["index"]), socket.socket(fileno=fds[0]) if fds else None
 
     async def destroy(self, paths: list[str]) -> None:
         """Let go of sandboxes (idempotent); the kernel takes their links away in its own time."""

@@ -13,7 +13,6 @@ import logging
 import os
 import secrets
 import socket
-import struct
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +26,12 @@ from dockerd_api.network.netns_helper import NetnsHelper, SandboxSpec
 log = logging.getLogger(__name__)
 
 _NSFS_MAGIC = 0x6E736673
-_ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
 
 
 @dataclass
 class Sandbox:
-    """One namespace. `inside` and `arp` are sockets opened in it, closed once it is configured."""
+    """One namespace. `inside` is a socket opened in it, closed once it is
+    configured."""
 
     name: str
     path: Path
@@ -40,34 +39,25 @@ class Sandbox:
     mac: str = ""
     index: int = 0
     inside: netlink.Netlink | None = field(default=None, repr=False)
-    arp: socket.socket | None = field(default=None, repr=False)
 
     def configure(self, address: ipaddress.IPv4Interface, gateway: ipaddress.IPv4Address, mac: str) -> None:
         """Give the inner interface its address and route and tell the bridge's neighbours. Blocks shortly."""
-        if self.inside is None or self.arp is None:
+        if self.inside is None:
             raise errdefs.Internal(f"sandbox {self.name} has no interface")
-        messages = [netlink.new_address(self.index, address), netlink.default_route(self.index, gateway)]
-        if mac and mac != self.mac:
-            messages.insert(0, netlink.set_link(self.index, mac=mac))
-            self.mac = mac
-        self.inside.transact(*messages)
-        # Others may remember the address with the MAC of the container that had it before.
-        with contextlib.suppress(OSError):
-            self.arp.send(gratuitous_arp(self.mac, address.ip))
+        self.inside.transact(
+            netlink.new_address(self.index, address),
+            netlink.default_route(self.index, gateway),
+            # Last, since with arp_notify it makes the kernel announce the address: others may remember it with
+            # the MAC of the container that had it before. (A packet socket could send that too, but closing
+            # one waits for an RCU grace period.)
+            netlink.set_link(self.index, mac=mac or self.mac),
+        )
 
     def release(self) -> None:
-        """Close the sockets, which keep the namespace alive."""
-        for one in (self.inside, self.arp):
-            if one is not None:
-                one.close()
-        self.inside = self.arp = None
-
-
-def gratuitous_arp(mac: str, address: ipaddress.IPv4Address) -> bytes:
-    """The Ethernet frame by which a host announces its own address (RFC 826, RFC 5227)."""
-    own, everybody = netlink.mac_bytes(mac), b"\xff" * 6
-    packed = address.packed
-    return _ARP.pack(everybody, own, 0x0806, 1, 0x0800, 6, 4, 1, own, packed, b"\0" * 6, packed)
+        """Close the socket, which keeps the namespace alive."""
+        if self.inside is not None:
+            self.inside.close()
+        self.inside = None
 
 
 def random_mac() -> str:
@@ -133,11 +123,10 @@ class Sandboxes:
             mtu=self._spec.mtu,
             isolated=self._spec.isolated,
         )
-        index, sockets = await self._helper.make(spec)
-        if not bridged:
+        index, inside = await self._helper.make(spec)
+        if inside is None:
             return Sandbox(name, path)
-        inside, arp = sockets
-        return Sandbox(name, path, link, mac, index, netlink.Netlink(inside), arp)
+        return Sandbox(name, path, link, mac, index, netlink.Netlink(inside))
 
     async def destroy(self, *names: str) -> None:
         """Let go of namespaces (idempotent)."""
