@@ -319,8 +319,7 @@ class ManagerV1(Manager):
 
 
 def _in_user_namespace() -> bool:
-    with open("/proc/self/uid_map", encoding="ascii") as mapping:
-        return mapping.read().split() != ["0", "0", "4294967295"]
+    return files.read("/proc/self/uid_map").split() != ["0", "0", "4294967295"]
 
 
 def _set_memory_limit(directory: str, limit: int) -> None:
