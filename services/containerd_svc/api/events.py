@@ -1,0 +1,53 @@
+"""containerd.services.events.v1.Events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import errdefs
+from pb.containerd.services.events import v1 as pb
+from pb.containerd.types import Envelope
+from pb.google.protobuf import Any as AnyMessage
+from pb.google.protobuf import Empty
+from rpc.grpc import current_call
+
+from containerd_svc.api.call import namespace
+from containerd_svc.events import Events, cursor_of
+
+_AFTER = "buoy-events-after"
+_RESUMED = "buoy-events-resumed"
+
+
+class EventsService(pb.EventsBase):
+    """The exchange on the wire."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    async def publish(self, message: pb.PublishRequest) -> Empty:
+        await self._events.publish(namespace(), message.topic, message.event or AnyMessage())
+        return Empty()
+
+    async def forward(self, message: pb.ForwardRequest) -> Empty:
+        envelope = message.envelope
+        if envelope is None:
+            raise errdefs.InvalidArgument("envelope is missing: invalid argument")
+        if envelope.timestamp is None:
+            raise errdefs.InvalidArgument("timestamp must be set on forwarded event: invalid argument")
+        await self._events.publish(envelope.namespace, envelope.topic, envelope.event or AnyMessage())
+        return Empty()
+
+    async def subscribe(self, message: pb.SubscribeRequest) -> AsyncIterator[Envelope]:
+        call = current_call()
+        after = call.metadata.get(_AFTER)
+        cursor = cursor_of(after) if isinstance(after, str) else None
+        subscription = await self._events.subscribe(message.filters, cursor)
+        # At once: the client may then act and be sure to see what comes of it.
+        await call.send_initial_metadata({_RESUMED: "1"} if subscription.resumed else {})
+        async for event in subscription.follow():
+            yield Envelope(
+                timestamp=event.moment,
+                namespace=event.namespace,
+                topic=event.topic,
+                event=AnyMessage(type_url=event.type_url, value=event.value),
+            )

@@ -1,0 +1,154 @@
+"""The daemon's parts put together, and taken apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib.metadata
+import logging
+import socket
+import sqlite3
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from betterproto2.grpclib import ServiceBase
+from rpc import service_manager
+from rpc.grpc import Server
+from storage.database import Database
+
+from containerd_svc import schema, task_rows
+from containerd_svc.api.containers import ContainersService
+from containerd_svc.api.content import ContentService
+from containerd_svc.api.diff import DiffService
+from containerd_svc.api.events import EventsService
+from containerd_svc.api.health import HealthService
+from containerd_svc.api.images import ImagesService
+from containerd_svc.api.introspection import IntrospectionService
+from containerd_svc.api.leases import LeasesService
+from containerd_svc.api.namespaces import NamespacesService
+from containerd_svc.api.snapshots import SnapshotsService
+from containerd_svc.api.tasks import TasksService
+from containerd_svc.api.version import VersionService
+from containerd_svc.containers import Container, Containers
+from containerd_svc.content import ContentStore
+from containerd_svc.diff import Differ
+from containerd_svc.events import Events, Recorder
+from containerd_svc.gc import Collector
+from containerd_svc.images import ImageStore
+from containerd_svc.leases import Leases
+from containerd_svc.namespaces import Namespaces
+from containerd_svc.recover import Recovery
+from containerd_svc.restart_policy import explicitly_stopped
+from containerd_svc.shims import Shims
+from containerd_svc.snapshots import Snapshots
+from containerd_svc.supervisor import Supervisor
+from containerd_svc.task_rows import TaskRows
+from containerd_svc.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line, checked. Paths are absolute."""
+
+    root: Path
+    state: Path
+    address: str
+    sockets: Path
+    runtime_root: str
+    nursery: str
+    debug: bool
+
+
+async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Recover, then serve `listener` until `stop` is set. Containers are not touched by the end."""
+    async with contextlib.AsyncExitStack() as stack:
+        database = await Database.open(settings.root / "meta.db", schema.MIGRATIONS)
+        stack.push_async_callback(database.close)
+        events = await Events.open(database)
+        containers = Containers(database, events, _on_update)
+        shims = Shims(
+            nursery=settings.nursery,
+            address=settings.address,
+            sockets=settings.sockets,
+            debug=settings.debug,
+        )
+        stack.push_async_callback(shims.close)
+        rows = TaskRows(database, events)
+        supervisor = Supervisor(state=settings.state, shims=shims, rows=rows, containers=containers)
+        stack.push_async_callback(supervisor.close)
+        content = ContentStore(settings.root, database, events)
+        await content.start()
+        stack.push_async_callback(content.close)
+        snapshots = Snapshots(settings.root, database, events)
+        await snapshots.start()
+        stack.push_async_callback(snapshots.close)
+        collector = Collector(content, snapshots, events)
+        services: list[ServiceBase] = [
+            VersionService(importlib.metadata.version("buoy"), ""),
+            NamespacesService(Namespaces(database, events)),
+            ContainersService(containers),
+            TasksService(Tasks(supervisor, containers, settings.runtime_root)),
+            EventsService(events),
+            ContentService(content),
+            SnapshotsService(snapshots),
+            ImagesService(ImageStore(database, events), collector),
+            DiffService(Differ(content)),
+            LeasesService(Leases(database), collector),
+        ]
+        services.append(IntrospectionService(await _identity(database), _parts(services)))
+        services.append(HealthService(_names(services)))
+        found = await Recovery(supervisor).run()
+        server = Server(services)
+        await server.serve(listener)
+        stack.push_async_callback(server.close)
+        watchdog = asyncio.create_task(service_manager.watchdog())
+        stack.callback(watchdog.cancel)
+        gc.freeze()
+        service_manager.ready(f"{found} tasks")
+        log.info("serving %s, %d tasks", settings.address, found)
+        await stop.wait()
+        service_manager.stopping()
+
+
+def _on_update(
+    connection: sqlite3.Connection, record: Recorder, namespace: str, have: Container, made: Container
+) -> None:
+    """A user's stop takes back the restart that is due, in the transaction that keeps the stop."""
+    if explicitly_stopped(made.labels) and not explicitly_stopped(have.labels):
+        task_rows.cancel_in(connection, record, namespace, made.id)
+
+
+async def _identity(database: Database) -> str:
+    """The daemon's uuid, made at its first start."""
+    found = await database.read(lambda connection: connection.execute("SELECT uuid FROM daemon").fetchone())
+    if found is not None:
+        return str(found[0])
+    made = str(uuid.uuid4())
+    await database.write(lambda connection: connection.execute("INSERT INTO daemon VALUES (?)", (made,)))
+    return made
+
+
+def _names(services: list[ServiceBase]) -> set[str]:
+    """The full names of the services."""
+    return {path.split("/")[1] for service in services for path in service.__mapping__()}  # type: ignore[attr-defined]
+
+
+def _parts(services: list[ServiceBase]) -> list[tuple[str, str]]:
+    """The plugins of a containerd that has the same parts."""
+    kinds = [("io.containerd.grpc.v1", name.split(".")[-3]) for name in sorted(_names(services))]
+    return [
+        *kinds,
+        ("io.containerd.grpc.v1", "introspection"),
+        ("io.containerd.grpc.v1", "healthcheck"),
+        ("io.containerd.content.v1", "content"),
+        ("io.containerd.snapshotter.v1", "overlayfs"),
+        ("io.containerd.snapshotter.v1", "native"),
+        ("io.containerd.metadata.v1", "sqlite"),
+        ("io.containerd.runtime.v2", "task"),
+        ("io.containerd.gc.v1", "collector"),
+        ("io.containerd.monitor.container.v1", "restart"),
+    ]

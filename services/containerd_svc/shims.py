@@ -1,0 +1,221 @@
+"""Shims: starting one, finding one that lives, speaking to it, noticing its death, cleaning up behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import errdefs
+from betterproto2 import Message
+from pb.buoy.facts.v1 import NextRequest, NextResponse
+from pb.buoy.nursery.v1 import StartRequest, StartResponse
+from pb.containerd.task.v2 import ConnectRequest, ConnectResponse, DeleteResponse
+from rpc.ttrpc import Client
+
+from containerd_svc.bundle import Bundle
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+
+# Names that containerd's clients give to the runtime that our shim is.
+OUR_RUNTIMES = frozenset({"io.containerd.runc.v2", "io.buoy.v1", "io.containerd.runtime.v1.linux"})
+
+_CONNECT = 2.0  # seconds for a connection to a shim
+_START = 15.0  # seconds until a new shim answers
+_DELETE = 20.0  # seconds for cleaning up behind a dead shim
+_RECONNECT = 0.1  # seconds between two tries while the process lives
+
+
+class Shim:
+    """A live shim: its connection, made again when it breaks, and its process."""
+
+    def __init__(self, bundle: Bundle, client: Client, version: int, pid: int, pidfd: int) -> None:
+        self.bundle = bundle
+        self.pid = pid
+        self.version = version
+        self._client = client
+        self._pidfd = pidfd
+        self._loop = asyncio.get_running_loop()
+        self.dead = asyncio.Event()
+        self._loop.add_reader(pidfd, self._died)
+
+    def _died(self) -> None:
+        self._release()
+        self.dead.set()
+
+    def _release(self) -> None:
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    async def call(self, method: str, request: Message, reply: type[M], *, timeout: float) -> M:
+        """Call the Task service. `timeout` in seconds, 0 for none. Unavailable when the shim is gone."""
+        service = "containerd.task.v3.Task" if self.version >= 3 else "containerd.task.v2.Task"
+        return await self._call(service, method, request, reply, timeout)
+
+    async def facts(self, epoch: str, after: int, wait_ms: int, *, timeout: float) -> NextResponse:
+        """The facts later than the cursor; NotImplementedHere from a shim that has none to give."""
+        request = NextRequest(epoch=epoch, after=after, wait_ms=wait_ms)
+        return await self._call("buoy.facts.v1.Facts", "Next", request, NextResponse, timeout)
+
+    async def _call(self, service: str, method: str, request: Message, reply: type[M], timeout: float) -> M:
+        if self.dead.is_set():
+            raise errdefs.Unavailable(f"the shim of {self.bundle.id} has died")
+        if self._client.closed:
+            self._client = await Client.connect(self._client.path, timeout=_CONNECT)
+        return await self._client.call(service, method, request, reply, timeout=timeout)
+
+    async def reconnected(self) -> None:
+        """Return when the shim may be called again after an Unavailable, or is dead."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.dead.wait(), _RECONNECT)
+
+    def kill(self) -> None:
+        """End the process, if it has not ended."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Let go of the shim, which lives on."""
+        self._release()
+        await self._client.close()
+
+
+class Shims:
+    """How this daemon gets at shims. Holds one connection to the nursery."""
+
+    def __init__(self, *, nursery: str, address: str, sockets: Path, debug: bool = False) -> None:
+        self._nursery_path = nursery
+        self._address = address
+        self._sockets = sockets
+        self._debug = debug
+        self._nursery: Client | None = None
+
+    async def start(self, bundle: Bundle) -> Shim:
+        """Start the bundle's shim, or find the one that a former call started. Raises Unavailable,
+        DeadlineExceeded."""
+        try:
+            reply = await self._ask_nursery(bundle)
+        except errdefs.Unavailable as error:
+            log.warning("no nursery (%s): starting a shim of its own for %s", error.message, bundle.id)
+            path, version = await self._start_alone(bundle)
+            return await self._connect(bundle, path, version, bundle.pid("shim.pid"), _CONNECT)
+        return await self._connect(
+            bundle, reply.address.removeprefix("unix://"), reply.version, reply.pid, _CONNECT
+        )
+
+    async def connect(self, bundle: Bundle, *, timeout: float = _CONNECT) -> Shim:
+        """The bundle's live shim. Raises Unavailable when there is none."""
+        found = bundle.bootstrap()
+        if found is None:
+            raise errdefs.Unavailable(f"{bundle.path}: no shim was started")
+        path, version = found
+        return await self._connect(bundle, path, version, bundle.pid("shim.pid"), timeout)
+
+    async def delete(self, bundle: Bundle) -> DeleteResponse:
+        """Clean up behind a dead shim by `shim-svc delete`: ends the container's processes, unmounts, forgets
+        the runtime's state.
+
+        Returns how the container ended. Raises Unavailable or DeadlineExceeded.
+        """
+        output = await self._run(bundle, ["-bundle", str(bundle.path), "delete"], _DELETE)
+        return DeleteResponse.parse(output)
+
+    async def close(self) -> None:
+        """Close the nursery's connection."""
+        if self._nursery is not None:
+            await self._nursery.close()
+
+    async def _ask_nursery(self, bundle: Bundle) -> StartResponse:
+        request = StartRequest(
+            namespace=bundle.namespace, id=bundle.id, bundle=str(bundle.path), debug=self._debug
+        )
+        for fresh in (False, True):
+            if self._nursery is None or self._nursery.closed:
+                fresh = True
+                self._nursery = await Client.connect(self._nursery_path, timeout=_CONNECT)
+            try:
+                return await self._nursery.call(
+                    "buoy.nursery.v1.Nursery", "Start", request, StartResponse, timeout=_START
+                )
+            except errdefs.Unavailable:
+                # A nursery that was restarted leaves the old connection dead; the call may be repeated.
+                if fresh and self._nursery.closed:
+                    raise
+                if not self._nursery.closed:
+                    raise
+        raise errdefs.Unavailable("the nursery does not answer")
+
+    async def _start_alone(self, bundle: Bundle) -> tuple[str, int]:
+        output = (await self._run(bundle, ["start"], _START)).decode().strip()
+        try:
+            found = json.loads(output)
+            return str(found["address"]).removeprefix("unix://"), int(found["version"])
+        except (ValueError, KeyError):
+            return output.removeprefix("unix://"), 2
+
+    async def _run(self, bundle: Bundle, arguments: list[str], timeout: float) -> bytes:
+        """Run the shim's command (containerd's shim contract: flags, then `start` or `delete`), in the
+        bundle."""
+        flags = ["-namespace", bundle.namespace, "-id", bundle.id, "-address", self._address]
+        flags += ["--sockets", str(self._sockets)]
+        process = await asyncio.create_subprocess_exec(
+            *_shim_command(),
+            *flags,
+            *arguments,
+            cwd=bundle.path,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                output, errors = await process.communicate()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            raise errdefs.DeadlineExceeded(f"shim-svc {arguments[-1]}: no end in {timeout:g} s") from None
+        if process.returncode:
+            said = errors.decode(errors="replace").strip()
+            raise errdefs.Unavailable(f"shim-svc {arguments[-1]}: exit {process.returncode}: {said}")
+        return output
+
+    async def _connect(self, bundle: Bundle, path: str, version: int, pid: int, timeout: float) -> Shim:
+        client = await Client.connect(path, timeout=timeout)
+        try:
+            if not pid:
+                connected = await client.call(
+                    "containerd.task.v3.Task" if version >= 3 else "containerd.task.v2.Task",
+                    "Connect",
+                    ConnectRequest(id=bundle.id),
+                    ConnectResponse,
+                    timeout=timeout,
+                )
+                pid = connected.shim_pid
+            pidfd = os.pidfd_open(pid)
+        except BaseException as error:
+            await client.close()
+            if isinstance(error, ProcessLookupError):
+                raise errdefs.Unavailable(f"the shim of {bundle.id} has died") from error
+            raise
+        return Shim(bundle, client, version, pid, pidfd)
+
+
+def _shim_command() -> list[str]:
+    """The installed command beside this interpreter, or the module when there is none."""
+    beside = Path(sys.executable).with_name("shim-svc")
+    if beside.exists():
+        return [str(beside)]
+    found = shutil.which("shim-svc")
+    return [found] if found else [sys.executable, "-m", "shim_svc"]

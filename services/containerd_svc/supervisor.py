@@ -1,0 +1,336 @@
+"""The table of tasks, and all that happens to a task without a client's call: facts, death of its shim,
+restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import errdefs
+from linux.crashpoints import crashpoint
+from pb.containerd.events import TaskExit
+from pb.containerd.task.v2 import (
+    CreateTaskRequest,
+    CreateTaskResponse,
+    DeleteRequest,
+    DeleteResponse,
+    KillRequest,
+    ShutdownRequest,
+    StartRequest,
+    StartResponse,
+)
+from pb.containerd.v1.types import Status
+from pb.google.protobuf import Empty
+
+from containerd_svc import restart_policy
+from containerd_svc.bundle import Bundle
+from containerd_svc.containers import Containers
+from containerd_svc.shims import Shim, Shims
+from containerd_svc.task import Task
+from containerd_svc.task_rows import Taken, TaskRows
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CREATE = 60.0  # seconds for each call to a shim
+START = 60.0
+DELETE = 30.0
+SHORT = 10.0
+_POLL_MS = 60_000  # how long the shim may hold a poll for facts
+_POLL = 75.0
+_FAREWELL = 3.0  # seconds for a shim to end after Shutdown, then it is killed
+_BURY_TRIES = 3
+_KILLED = 137
+
+
+class Supervisor:
+    """Holds the tasks of all namespaces. Each one is looked after by tasks of the event loop of its own."""
+
+    def __init__(self, *, state: Path, shims: Shims, rows: TaskRows, containers: Containers) -> None:
+        self.state = state
+        self.shims = shims
+        self.rows = rows
+        self._containers = containers
+        self.tasks: dict[tuple[str, str], Task] = {}
+        self._leaving: dict[tuple[str, str], asyncio.Event] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    # Background work.
+
+    def spawn(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
+        """Run `work` on its own; what it raises is logged unless somebody awaits the task first."""
+        task = asyncio.create_task(work, name=what)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, errdefs.BuoyError):
+                log.debug("%s: %s", task.get_name(), error)
+            else:
+                log.error("%s failed", task.get_name(), exc_info=error)
+
+    async def close(self) -> None:
+        """Stop looking after the tasks, which live on."""
+        self._closing = True
+        for task in self.tasks.values():
+            if task.timer is not None:
+                task.timer.cancel()
+        for work in list(self._background):
+            work.cancel()
+        if self._background:
+            await asyncio.wait(self._background, timeout=0.3)
+        for task in self.tasks.values():
+            if task.shim is not None:
+                await task.shim.close()
+
+    # Making and unmaking.
+
+    async def launch(self, task: Task, spec: bytes) -> None:
+        """Bundle, shim, Create; all undone in reverse when one fails."""
+        await self._left(task.place)
+        async with contextlib.AsyncExitStack() as undo:
+            task.bundle.create(spec, task.record)
+            undo.callback(task.bundle.remove)
+            task.bundle.mark("create", task.record.call_key, done=False)
+            shim = await self.shims.start(task.bundle)
+            undo.push_async_callback(self.dismiss, shim)
+            crashpoint("containerd.create.shim-started")
+            reply = await shim.call("Create", task.record.request, CreateTaskResponse, timeout=CREATE)
+            crashpoint("containerd.create.created")
+            undo.pop_all()
+        task.shim = shim
+        task.init = task.new_init()
+        task.init.pid = reply.pid
+        task.created = True
+        task.bundle.mark("create", task.record.call_key, done=True)
+        self.follow(task, "", 0)
+
+    async def dismiss(self, shim: Shim) -> None:
+        """End a shim without a task: ask, then kill and clean up behind it."""
+        with contextlib.suppress(errdefs.BuoyError):
+            await shim.call("Shutdown", ShutdownRequest(id=shim.bundle.id, now=True), Empty, timeout=1.0)
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                await shim.dead.wait()
+        except TimeoutError:
+            shim.kill()
+            with contextlib.suppress(errdefs.BuoyError):
+                await self.shims.delete(shim.bundle)
+        finally:
+            await shim.close()
+
+    async def retire(self, task: Task) -> None:
+        """Remove a task whose init is deleted. The shim's end is awaited by the next task of the same
+        place."""
+        shim, task.shim = task.shim, None
+        if task.follower is not None:
+            task.follower.cancel()
+        self._leaving[task.place] = left = asyncio.Event()
+        self._drop(task)
+        if shim is not None:
+            with contextlib.suppress(errdefs.BuoyError):
+                await shim.call("Shutdown", ShutdownRequest(id=task.bundle.id), Empty, timeout=1.0)
+        crashpoint("containerd.delete.shut-down")
+        task.bundle.remove()
+        self.spawn(self._leave(task, shim, left), f"end of {task.bundle.id}")
+
+    async def _leave(self, task: Task, shim: Shim | None, left: asyncio.Event) -> None:
+        try:
+            await self.rows.forget(task.name)
+            if shim is not None:
+                try:
+                    async with asyncio.timeout(_FAREWELL):
+                        await shim.dead.wait()
+                except TimeoutError:
+                    log.warning("the shim of %s did not end: killed", task.bundle.id)
+                    shim.kill()
+                await shim.close()
+            if task.place not in self.tasks:
+                task.bundle.remove()  # what the shim wrote on its way out
+        finally:
+            left.set()
+            if self._leaving.get(task.place) is left:
+                del self._leaving[task.place]
+
+    async def _left(self, place: tuple[str, str]) -> None:
+        left = self._leaving.get(place)
+        if left is not None:
+            async with asyncio.timeout(_FAREWELL + 2.0):
+                await left.wait()
+
+    def _drop(self, task: Task) -> None:
+        if task.timer is not None:
+            task.timer.cancel()
+        if self.tasks.get(task.place) is task:
+            del self.tasks[task.place]
+        task.gone.set()
+
+    # Facts.
+
+    def follow(self, task: Task, epoch: str, seq: int) -> None:
+        """Take over the shim's facts from behind this cursor on, until the task is gone."""
+        task.follower = self.spawn(self._follow(task, epoch, seq), f"facts of {task.bundle.id}")
+
+    async def _follow(self, task: Task, epoch: str, seq: int) -> None:
+        shim = task.shim
+        assert shim is not None
+        while True:
+            try:
+                answer = await shim.facts(epoch, seq, _POLL_MS, timeout=_POLL)
+            except errdefs.DeadlineExceeded:
+                continue  # a stopped shim: it will tell when it goes on
+            except errdefs.NotImplementedHere:
+                task.has_facts = False
+                await shim.dead.wait()
+                answer = None
+            except errdefs.Unavailable:
+                await shim.reconnected()
+                answer = None
+            if shim.dead.is_set():
+                self.spawn(self.bury(task), f"burial of {task.bundle.id}")
+                return
+            if answer is None:
+                continue
+            epoch = answer.epoch
+            if answer.facts:
+                taken = await self.rows.take(task.name, answer, sandbox=task.bundle.sandbox_exists)
+                seq = taken.seq
+                self.apply(task, taken)
+
+    def apply(self, task: Task, taken: Taken) -> None:
+        """Take facts that are published over into memory, and prepare the restart that they led to."""
+        for topic, message in taken.facts:
+            task.apply(topic, message)
+        exits = [message for _, message in taken.facts if isinstance(message, TaskExit)]
+        if taken.due_at and any(exit_.id in (task.bundle.id, "") for exit_ in exits):
+            self.arm(task, taken.due_at)
+
+    # Death of a shim.
+
+    async def bury(self, task: Task) -> None:
+        """The shim has died: end what it left running, publish the exit, then restart or remove the task."""
+        if self.tasks.get(task.place) is not task or self._closing:
+            return
+        if task.shim is not None:
+            await task.shim.close()
+            task.shim = None
+        bundle = task.bundle
+        pid = task.init.pid or bundle.pid("init.pid")
+        log.warning("the shim of %s in %s has died", bundle.id, bundle.namespace)
+        record = bundle.exit_record()
+        reply = await self._clean_up(bundle)
+        if reply is None:
+            return
+        exit_status = _KILLED
+        exited_at = datetime.datetime.now(datetime.UTC)
+        if record is not None:
+            exit_status = int(record["exit_status"])
+            exited_at = datetime.datetime.fromisoformat(str(record["exited_at"])[:26].rstrip("Z") + "+00:00")
+        execs = [
+            (process.exec_id, process.pid)
+            for process in task.execs.values()
+            if process.status == Status.RUNNING
+        ]
+        taken = await self.rows.bury(
+            task.name, pid, exit_status, exited_at, execs=execs, sandbox=bundle.sandbox_exists
+        )
+        self.apply(task, taken)
+        task.execs.clear()
+        if not task.init.ended.is_set():
+            task.init.exited(exit_status, exited_at)
+        if taken.due_at:
+            self.arm(task, taken.due_at)
+            return
+        bundle.remove()
+        self._drop(task)
+        await self.rows.forget(task.name)
+
+    async def _clean_up(self, bundle: Bundle) -> DeleteResponse | None:
+        for attempt in range(_BURY_TRIES):
+            try:
+                return await self.shims.delete(bundle)
+            except errdefs.BuoyError as error:
+                log.warning("%s (try %d)", error.message, attempt + 1)
+                await asyncio.sleep(attempt)
+        # The bundle stays as the intent: the next start of this daemon tries again.
+        log.error("what the dead shim of %s left running could not be ended", bundle.id)
+        return None
+
+    # Restarts by policy.
+
+    def arm(self, task: Task, due_at: int) -> None:
+        """Restart the task at `due_at` (microseconds since 1970), or at once when that is past."""
+        if task.timer is not None:
+            task.timer.cancel()
+        delay = max(0.0, due_at / 1e6 - time.time())
+        task.timer = asyncio.get_running_loop().call_later(delay, self._due, task)
+
+    def _due(self, task: Task) -> None:
+        if self.tasks.get(task.place) is task and not self._closing:
+            task.restart = self.spawn(self._restart(task), f"restart of {task.bundle.id}")
+
+    async def _restart(self, task: Task) -> None:
+        try:
+            if not await self._still_due(task):
+                return
+            if task.shim is None:
+                await self._relaunch(task)
+            elif task.init.status != Status.CREATED and not await self._recreate(task, task.shim):
+                return
+            shim = task.shim
+            assert shim is not None
+            crashpoint("containerd.restart.created")
+            if not await self._still_due(task):
+                return
+            started = await shim.call("Start", StartRequest(id=task.bundle.id), StartResponse, timeout=START)
+            task.init.running(started.pid)
+            crashpoint("containerd.restart.started")
+            await self.rows.restarted(task.name)
+            # A stop that came while Start was under way found a restart to cancel, not a process to end.
+            container = await self._containers.get(*task.place)
+            if restart_policy.explicitly_stopped(container.labels):
+                await shim.call(
+                    "Kill", KillRequest(id=task.bundle.id, signal=9, all=True), Empty, timeout=SHORT
+                )
+        except errdefs.BuoyError as error:
+            log.warning("%s is not started again: %s", task.bundle.id, error.message)
+            await self.rows.cancel_restart(task.name)
+        finally:
+            task.restart = None
+
+    async def _still_due(self, task: Task) -> bool:
+        return (await self.rows.get(task.name)).due_at > 0
+
+    async def _recreate(self, task: Task, shim: Shim) -> bool:
+        """Delete and Create in the living shim; False when the restart was cancelled in between."""
+        with contextlib.suppress(errdefs.NotFound):
+            await shim.call("Delete", DeleteRequest(id=task.bundle.id), DeleteResponse, timeout=DELETE)
+        crashpoint("containerd.restart.deleted")
+        if not await self._still_due(task):
+            return False
+        request: CreateTaskRequest = task.record.request
+        reply = await shim.call("Create", request, CreateTaskResponse, timeout=CREATE)
+        task.deleted.clear()
+        task.execs.clear()
+        task.init = task.new_init()
+        task.init.pid = reply.pid
+        return True
+
+    async def _relaunch(self, task: Task) -> None:
+        """A new shim and bundle for a task whose shim has died."""
+        spec = (task.bundle.path / "config.json").read_bytes()
+        task.bundle.remove()
+        task.deleted.clear()
+        task.execs.clear()
+        await self.launch(task, spec)

@@ -1,0 +1,369 @@
+"""Tasks as clients drive them: every verb of containerd's Tasks service, over the shims.
+
+Reads are answered from memory. A verb that must not stop half-way runs on when its caller goes away; its
+result then waits for the caller's repeated call. No lock is held over a call to a shim, and each such call
+has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+import errdefs
+from betterproto2 import Message
+from pb.containerd.runc.v1 import Options
+from pb.containerd.services.tasks.v1 import CreateTaskRequest, ExecProcessRequest
+from pb.containerd.task import v2
+from pb.containerd.v1.types import ProcessInfo, Status
+from pb.google.protobuf import Any as AnyMessage
+from pb.google.protobuf import Empty
+
+from containerd_svc import identifiers
+from containerd_svc.bundle import Bundle, TaskRecord
+from containerd_svc.containers import Container, Containers
+from containerd_svc.shims import OUR_RUNTIMES, Shim
+from containerd_svc.supervisor import CREATE, DELETE, SHORT, START, Supervisor
+from containerd_svc.task import Process, Task
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+_OPTIONS = "containerd.runc.v1.Options"
+_STATE = 2.0  # seconds to learn of an exec that memory does not have
+_STATS = 2.0
+
+
+class Tasks:
+    """The verbs. `namespace` and `container_id` name a task, `exec_id` one of its processes, empty the
+    init."""
+
+    def __init__(self, supervisor: Supervisor, containers: Containers, runtime_root: str) -> None:
+        self._supervisor = supervisor
+        self._containers = containers
+        self._runtime_root = runtime_root
+
+    # Life cycle.
+
+    async def create(self, namespace: str, request: CreateTaskRequest, call_key: str = "") -> int:
+        """Make the task of a container; returns its init's pid.
+
+        A call that repeats one whose answer was lost (the same `call_key`, or the same request without keys)
+        gets that answer. Raises NotFound for an unknown container, AlreadyExists, NotImplementedHere, and
+        what the shim raises.
+        """
+        container = await self._containers.get(namespace, request.container_id)
+        if request.checkpoint is not None and request.checkpoint.digest:
+            raise errdefs.NotImplementedHere("restoring a checkpoint is not implemented")
+        runtime = request.runtime_path or container.runtime
+        if runtime not in OUR_RUNTIMES:
+            raise errdefs.NotImplementedHere(
+                f'runtime "{runtime}": only io.containerd.runc.v2 is implemented'
+            )
+        if request.task_api_address:
+            raise errdefs.NotImplementedHere("tasks inside a sandbox's shim are not implemented")
+        bundle = Bundle(self._supervisor.state, namespace, container.id)
+        record = TaskRecord(self._shim_request(container, bundle, request), runtime, call_key)
+        spec = container.spec.value if container.spec is not None else b""
+        there = self._supervisor.tasks.get((namespace, container.id))
+        if there is not None:
+            if _repeats(there, record):
+                there.unanswered.discard("create")
+                return there.init.pid
+            raise errdefs.AlreadyExists(f"task {container.id}: already exists")
+        task = Task(bundle, record)
+        self._supervisor.tasks[task.place] = task
+        return await self._to_the_end(self._create(task, spec), task, "create")
+
+    async def _create(self, task: Task, spec: bytes) -> int:
+        try:
+            await self._supervisor.launch(task, spec)
+        except BaseException:
+            if self._supervisor.tasks.get(task.place) is task:
+                del self._supervisor.tasks[task.place]
+            task.gone.set()
+            raise
+        return task.init.pid
+
+    async def start(self, namespace: str, container_id: str, exec_id: str, call_key: str = "") -> int:
+        """Start the init or an exec; returns its pid. Raises NotFound, FailedPrecondition when it was
+        started."""
+        task = await self._task(namespace, container_id)
+        process = await self._process(task, exec_id)
+        if exec_id:
+            if process.adopted and process.status != Status.CREATED:
+                process.adopted = False
+                return process.pid
+        elif process.status != Status.CREATED:
+            marked = task.bundle.marked("start")
+            repeated = bool(call_key) and marked is not None and marked[0] == call_key
+            if "start" in task.unanswered or repeated:
+                task.unanswered.discard("start")
+                return process.pid
+        return await self._to_the_end(self._start(task, process, call_key), task, "start")
+
+    async def _start(self, task: Task, process: Process, call_key: str) -> int:
+        shim = _shim(task)
+        if not process.exec_id:
+            task.bundle.mark("start", call_key, done=False)
+        request = v2.StartRequest(id=task.bundle.id, exec_id=process.exec_id)
+        reply = await shim.call("Start", request, v2.StartResponse, timeout=START)
+        process.running(reply.pid)
+        if not process.exec_id:
+            task.bundle.mark("start", call_key, done=True)
+        return process.pid
+
+    async def delete(self, namespace: str, container_id: str) -> Process:
+        """Remove an ended task and its shim; returns how the init ended. Raises NotFound,
+        FailedPrecondition."""
+        task = await self._task(namespace, container_id)
+        return await self._to_the_end(self._delete(task), task, "delete")
+
+    async def _delete(self, task: Task) -> Process:
+        await self._supervisor.rows.cancel_restart(task.name)
+        if task.restart is not None:
+            await asyncio.wait([task.restart], timeout=CREATE + START)
+        ended = task.init
+        shim = task.shim
+        if shim is not None:
+            request = v2.DeleteRequest(id=task.bundle.id)
+            try:
+                reply = await shim.call("Delete", request, v2.DeleteResponse, timeout=DELETE)
+                ended.pid = reply.pid or ended.pid
+                ended.exited(reply.exit_status, reply.exited_at)
+            except errdefs.NotFound:
+                if not ended.ended.is_set():
+                    raise
+            except errdefs.Unavailable:
+                if not shim.dead.is_set():
+                    raise
+                # The shim died just now: its burial removes the task, or keeps it for a restart.
+                async with asyncio.timeout(DELETE):
+                    await task.gone.wait()
+                return ended
+            if task.has_facts and not task.deleted.is_set():
+                await _settled(task.deleted, 1.0)
+        await self._supervisor.retire(task)
+        return ended
+
+    async def delete_process(self, namespace: str, container_id: str, exec_id: str) -> Process:
+        """Forget an exec that has ended; returns how. Raises NotFound, FailedPrecondition while it runs."""
+        task = await self._task(namespace, container_id)
+        process = await self._process(task, exec_id)
+        request = v2.DeleteRequest(id=container_id, exec_id=exec_id)
+        reply = await _shim(task).call("Delete", request, v2.DeleteResponse, timeout=DELETE)
+        process.pid = reply.pid or process.pid
+        process.exited(reply.exit_status, reply.exited_at)
+        task.execs.pop(exec_id, None)
+        return process
+
+    async def exec(self, namespace: str, request: ExecProcessRequest) -> None:
+        """Prepare another process in a running task. Raises InvalidArgument, NotFound, AlreadyExists."""
+        if not request.exec_id:
+            raise errdefs.InvalidArgument("exec id cannot be empty: invalid argument")
+        identifiers.validate(request.exec_id, f"invalid exec id {request.exec_id}")
+        task = await self._task(namespace, request.container_id)
+        process = Process(
+            request.exec_id,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            terminal=request.terminal,
+        )
+        known = request.exec_id in task.execs
+        wanted = v2.ExecProcessRequest(
+            id=request.container_id,
+            exec_id=request.exec_id,
+            terminal=request.terminal,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            spec=request.spec,
+        )
+        try:
+            await _shim(task).call("Exec", wanted, Empty, timeout=SHORT)
+        except errdefs.AlreadyExists:
+            # Made by a call of the daemon that was killed before it could answer: memory would have it
+            # otherwise.
+            if known:
+                raise
+        task.execs[request.exec_id] = process
+
+    # Signals, terminal, freezer.
+
+    async def kill(self, namespace: str, container_id: str, exec_id: str, signal: int, every: bool) -> None:
+        """Send a signal to a process, or with `every` to all of the task. Raises NotFound."""
+        task = await self._task(namespace, container_id)
+        await self._process(task, exec_id)
+        request = v2.KillRequest(id=container_id, exec_id=exec_id, signal=signal, all=every)
+        await _shim(task).call("Kill", request, Empty, timeout=SHORT)
+
+    async def resize(self, namespace: str, container_id: str, exec_id: str, width: int, height: int) -> None:
+        """Set the size of a process's terminal, in characters."""
+        task = await self._task(namespace, container_id)
+        await self._process(task, exec_id)
+        request = v2.ResizePtyRequest(id=container_id, exec_id=exec_id, width=width, height=height)
+        await _shim(task).call("ResizePty", request, Empty, timeout=SHORT)
+
+    async def close_stdin(self, namespace: str, container_id: str, exec_id: str) -> None:
+        """Close the standard input of a process."""
+        task = await self._task(namespace, container_id)
+        await self._process(task, exec_id)
+        request = v2.CloseIoRequest(id=container_id, exec_id=exec_id, stdin=True)
+        await _shim(task).call("CloseIO", request, Empty, timeout=SHORT)
+
+    async def pause(self, namespace: str, container_id: str) -> None:
+        """Freeze the task."""
+        task = await self._task(namespace, container_id)
+        await _shim(task).call("Pause", v2.PauseRequest(id=container_id), Empty, timeout=SHORT)
+        if task.init.status == Status.RUNNING:
+            task.init.status = Status.PAUSED
+
+    async def resume(self, namespace: str, container_id: str) -> None:
+        """Thaw the task."""
+        task = await self._task(namespace, container_id)
+        await _shim(task).call("Resume", v2.ResumeRequest(id=container_id), Empty, timeout=SHORT)
+        if task.init.status == Status.PAUSED:
+            task.init.status = Status.RUNNING
+
+    async def update(
+        self, namespace: str, container_id: str, resources: AnyMessage | None, annotations: Mapping[str, str]
+    ) -> None:
+        """Change the task's limits."""
+        task = await self._task(namespace, container_id)
+        request = v2.UpdateTaskRequest(id=container_id, resources=resources, annotations=dict(annotations))
+        await _shim(task).call("Update", request, Empty, timeout=SHORT)
+
+    # Reads.
+
+    async def get(self, namespace: str, container_id: str, exec_id: str) -> Process:
+        """One process as it is known. Raises NotFound."""
+        return await self._process(await self._task(namespace, container_id), exec_id)
+
+    def all(self, namespace: str) -> list[Task]:
+        """The tasks of a namespace."""
+        return [
+            task
+            for task in self._supervisor.tasks.values()
+            if task.bundle.namespace == namespace and task.created
+        ]
+
+    async def pids(self, namespace: str, container_id: str) -> list[ProcessInfo]:
+        """All processes inside the task."""
+        task = await self._task(namespace, container_id)
+        request = v2.PidsRequest(id=container_id)
+        return (await _shim(task).call("Pids", request, v2.PidsResponse, timeout=SHORT)).processes
+
+    async def wait(self, namespace: str, container_id: str, exec_id: str) -> Process:
+        """Return when a process has ended, at once when it has. Raises NotFound."""
+        process = await self._process(await self._task(namespace, container_id), exec_id)
+        await process.ended.wait()
+        return process
+
+    async def stats(self, task: Task) -> AnyMessage | None:
+        """The shim's measurements of a task; None when it gives none now."""
+        if task.shim is None or task.init.status not in (Status.RUNNING, Status.PAUSED):
+            return None
+        try:
+            request = v2.StatsRequest(id=task.bundle.id)
+            return (await task.shim.call("Stats", request, v2.StatsResponse, timeout=_STATS)).stats
+        except errdefs.BuoyError:
+            return None
+
+    # Inside.
+
+    async def _task(self, namespace: str, container_id: str) -> Task:
+        task = self._supervisor.tasks.get((namespace, container_id))
+        if task is None or not task.created:
+            await self._containers.get(
+                namespace, container_id
+            )  # which says when even the container is missing
+            raise errdefs.NotFound(f"task {container_id} not found")
+        return task
+
+    async def _process(self, task: Task, exec_id: str) -> Process:
+        if not exec_id:
+            return task.init
+        known = task.execs.get(exec_id)
+        if known is not None:
+            return known
+        if task.shim is None:
+            raise errdefs.NotFound(f'process "{exec_id}" of task {task.bundle.id}: not found')
+        request = v2.StateRequest(id=task.bundle.id, exec_id=exec_id)
+        state = await task.shim.call("State", request, v2.StateResponse, timeout=_STATE)
+        return task.execs.setdefault(exec_id, adopted(state, exec_id))
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T], task: Task, verb: str) -> T:
+        """Run `work` on even when the caller goes away; note then that nobody got its result."""
+        running = self._supervisor.spawn(work, f"{verb} of {task.bundle.id}")
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            task.unanswered.add(verb)
+            raise
+
+    def _shim_request(
+        self, container: Container, bundle: Bundle, request: CreateTaskRequest
+    ) -> v2.CreateTaskRequest:
+        options = request.options
+        if options is None or not options.value:
+            options = container.runtime_options
+        runc = Options()
+        if options is not None and options.value:
+            if options.type_url.rpartition("/")[2] != _OPTIONS:
+                raise errdefs.InvalidArgument(f"task options of type {options.type_url!r}: invalid argument")
+            runc = Options.parse(options.value)
+        if not runc.root:
+            runc = dataclasses.replace(runc, root=self._runtime_root)
+        return v2.CreateTaskRequest(
+            id=container.id,
+            bundle=str(bundle.path),
+            rootfs=request.rootfs,
+            terminal=request.terminal,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            options=AnyMessage(type_url=_OPTIONS, value=bytes(runc)),
+        )
+
+
+def adopted(state: v2.StateResponse, exec_id: str) -> Process:
+    """A process that the shim has and memory has not."""
+    process = Process(
+        exec_id,
+        stdin=state.stdin,
+        stdout=state.stdout,
+        stderr=state.stderr,
+        terminal=state.terminal,
+    )
+    process.adopted = True
+    process.pid = state.pid
+    process.status = state.status
+    if state.status == Status.STOPPED:
+        process.exited(state.exit_status, state.exited_at)
+    return process
+
+
+def _repeats(there: Task, wanted: TaskRecord) -> bool:
+    """Whether a Create asks again for the task that an unanswered Create made."""
+    if not there.created or bytes(there.record.request) != bytes(wanted.request):
+        return False
+    if wanted.call_key:
+        return there.record.call_key == wanted.call_key
+    return "create" in there.unanswered
+
+
+def _shim(task: Task) -> Shim:
+    if task.shim is None:
+        raise errdefs.Unavailable(f"task {task.bundle.id} has no shim now")
+    return task.shim
+
+
+async def _settled(event: asyncio.Event, timeout: float) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    except TimeoutError:
+        pass
