@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .apparmor import load_default_profile, profile_text
-from .capabilities import available_capabilities, capabilities, default_capabilities
+from .capability_set import available_capabilities, capabilities, default_capabilities
 from .paths import masked_paths, readonly_paths
 from .seccomp import container_seccomp, seccomp_profile, user_profile
 
