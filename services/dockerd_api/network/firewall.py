@@ -83,7 +83,7 @@ def change(table: str, old: Elements, new: Elements) -> str:
 
 def render(table: str, bridges: Iterable[BridgeRules]) -> str:
     """The whole table without elements, as nft's text."""
-    raw, post, forward, chains = [], [], [], []
+    raw, pre, post, forward, chains = [], [], [], [], []
     for bridge in bridges:
         name, subnet = f'"{bridge.name}"', bridge.subnet
         # route_localnet on the bridge lets the host's 127.0.0.1 be translated; nobody behind the bridge may
@@ -94,6 +94,9 @@ def render(table: str, bridges: Iterable[BridgeRules]) -> str:
         post.append(f"oifname {name} ip saddr 127.0.0.0/8 masquerade")
         # A container that calls a published port by a host address: the answer must come back this way.
         post.append(f"oifname {name} ip saddr {subnet} ct status dnat masquerade")
+        if not bridge.icc:
+            # Ports are isolated from one another: a container reaches a published port by its listener.
+            pre.append(f"iifname {name} return")
         if bridge.masquerade:
             post.append(f"oifname != {name} ip saddr {subnet} masquerade")
         forward.append(f"oifname {name} jump to-{bridge.name}")
@@ -131,6 +134,7 @@ chain published {{
 chain nat-prerouting {{
   type nat hook prerouting priority -100; policy accept;
   ip daddr 127.0.0.0/8 return
+{lines(pre)}
   meta nfproto ipv4 fib daddr type local jump published
 }}
 chain nat-output {{

@@ -31,7 +31,7 @@ _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO = 1, 3, 4, 10, 12
 _IFLA_LINKINFO, _IFLA_NET_NS_FD, _IFLA_TXQLEN = 18, 28, 13
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
-_BRPORT_ISOLATED = 33
+_BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 3, 0, 1
 
 
@@ -129,13 +129,14 @@ def set_link(
     return _message(_NEWLINK, 0, body)
 
 
-def isolate_port(index: int) -> bytes:
-    """Let this port of a bridge speak to the bridge itself only, not to other isolated ports."""
+def set_port(index: int, *, hairpin: bool = False, isolated: bool = False) -> bytes:
+    """Options of a bridge's port: `hairpin` lets a frame leave by the port it came in, `isolated` lets the
+    port speak to the bridge itself only, not to other isolated ports (bridge(8))."""
+    options = _attribute(_BRPORT_MODE, bytes([hairpin])) + _attribute(_BRPORT_ISOLATED, bytes([isolated]))
     return _message(
         _SETLINK,
         0,
-        _LINK.pack(socket.AF_BRIDGE, 0, index, 0, 0)
-        + _attribute(_IFLA_PROTINFO | _NESTED, _attribute(_BRPORT_ISOLATED, b"\1")),
+        _LINK.pack(socket.AF_BRIDGE, 0, index, 0, 0) + _attribute(_IFLA_PROTINFO | _NESTED, options),
     )
 
 

@@ -47,6 +47,7 @@ class SandboxSpec:
     link: str = ""
     mac: str = ""
     mtu: int = 1500
+    hairpin: bool = False
     isolated: bool = False
 
 
@@ -129,8 +130,11 @@ class Served:
                         )
                     )
                     crashpoint("network.veth.made")
-                    if spec.isolated:
-                        self._netlink.transact(netlink.isolate_port(socket.if_nametoindex(spec.link)))
+                    if spec.hairpin or spec.isolated:
+                        port = socket.if_nametoindex(spec.link)
+                        self._netlink.transact(
+                            netlink.set_port(port, hairpin=spec.hairpin, isolated=spec.isolated)
+                        )
                 setns(fd, CLONE_NEWNET)
                 try:
                     made = self._inside(spec)

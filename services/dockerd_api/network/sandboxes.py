@@ -47,9 +47,9 @@ class Sandbox:
         self.inside.transact(
             netlink.new_address(self.index, address),
             netlink.default_route(self.index, gateway),
-            # Last, since with arp_notify it makes the kernel announce the address: others may remember it with
-            # the MAC of the container that had it before. (A packet socket could send that too, but closing
-            # one waits for an RCU grace period.)
+            # Last, since with arp_notify it makes the kernel announce the address: others may remember it
+            # with the MAC of the container that had it before. (A packet socket could send that too, but
+            # closing one waits for an RCU grace period.)
             netlink.set_link(self.index, mac=mac or self.mac),
         )
 
@@ -73,6 +73,17 @@ def link_gone(name: str) -> bool:
         socket.if_nametoindex(name)
     except OSError:
         return True
+    return False
+
+
+def bridges_filter() -> bool:
+    """Whether bridged frames pass the IPv4 hooks here (br_netfilter).
+
+    A container's packet to its own published port is then translated while it is still bridged, and leaves
+    by the port it came in.
+    """
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/net/bridge/bridge-nf-call-iptables").read_text().strip() == "1"
     return False
 
 
@@ -121,6 +132,7 @@ class Sandboxes:
             link=link,
             mac=mac,
             mtu=self._spec.mtu,
+            hairpin=bridges_filter(),
             isolated=self._spec.isolated,
         )
         index, inside = await self._helper.make(spec)

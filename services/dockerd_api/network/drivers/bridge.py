@@ -19,7 +19,7 @@ import errdefs
 from dockerd_api.network import ipam, netlink
 from dockerd_api.network.firewall import BridgeRules
 from dockerd_api.network.model import AttachRequest, Endpoint
-from dockerd_api.network.sandboxes import link_gone, random_mac
+from dockerd_api.network.sandboxes import bridges_filter, link_gone, random_mac
 from dockerd_api.network.settings import Settings
 from dockerd_api.network.store import NetworkRow
 
@@ -151,8 +151,9 @@ class Bridge:
             lost = [link for link in kernel.links() if link.name in set(links) and link.master != self.index]
             for link in lost:
                 kernel.transact(netlink.set_link(link.index, up=True, master=self.index))
-                if not self._settings.icc:
-                    kernel.transact(netlink.isolate_port(link.index))
+                kernel.transact(
+                    netlink.set_port(link.index, hairpin=bridges_filter(), isolated=not self._settings.icc)
+                )
             return [link.name for link in lost]
         finally:
             kernel.close()
