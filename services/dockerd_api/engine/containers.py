@@ -140,6 +140,10 @@ class Containers:
             watched.attaches = [kept for kept in watched.attaches if kept.attach_id != attach_id]
             self._drop_if_idle(container_id)
 
+    async def hand_over(self, attach_socket: str, attach: PendingAttach) -> None:
+        """Hands one client to the shim."""
+        await self._hand_over(attach_socket, attach)
+
     async def hand_over_attaches(self, container_id: str, attach_socket: str) -> None:
         """Called between the task's creation and its start, so that a client misses no byte."""
         watched = self._watched.get(container_id)
@@ -150,14 +154,15 @@ class Containers:
             watched.attaches.remove(attach)
         self._drop_if_idle(container_id)
 
-    def take_attaches(self, container_id: str) -> list[PendingAttach]:
-        """The attaches that wait for a start, taken back because there will be none."""
+    def abandon_attaches(self, container_id: str) -> None:
+        """Ends the connections of those who wait for a start that failed or will not come."""
         watched = self._watched.get(container_id)
         if watched is None:
-            return []
-        taken, watched.attaches = watched.attaches, []
+            return
+        abandoned, watched.attaches = watched.attaches, []
         self._drop_if_idle(container_id)
-        return taken
+        for attach in abandoned:
+            attach.abandon()
 
     def _drop_if_idle(self, container_id: str) -> None:
         watched = self._watched.get(container_id)

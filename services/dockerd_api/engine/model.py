@@ -115,6 +115,8 @@ class Container:
     # How many tasks the container has had; the number of the present or last one is `runs - 1`.
     runs: int = 0
     boot_id: str = ""
+    # A task, a network or containerd's record may have to be given back (engine/release).
+    cleanup_due: bool = False
     # The attach socket that the present task was created with.
     attach_socket: str = ""
     mount_label: str = ""

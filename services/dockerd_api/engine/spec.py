@@ -118,7 +118,7 @@ def _process(record: Container, around: Surroundings) -> dict[str, Any]:
         "capabilities": capability_sets(around.security.capabilities),
         "noNewPrivileges": around.security.no_new_privileges,
         "oomScoreAdj": host["OomScoreAdj"],
-        "rlimits": _rlimits(host, around.default_ulimits),
+        "rlimits": rlimits(host, around.default_ulimits),
     }
     if around.security.apparmor_profile:
         process["apparmorProfile"] = around.security.apparmor_profile
@@ -138,7 +138,8 @@ def capability_sets(names: Sequence[str]) -> dict[str, list[str]]:
     return {"bounding": list(names), "effective": list(names), "permitted": list(names)}
 
 
-def _rlimits(host: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rlimits(host: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A process's `rlimits`: the daemon's defaults, the container's own over them."""
     limits = {limit["Name"]: limit for limit in defaults}
     limits.update({limit["Name"]: limit for limit in host["Ulimits"] or []})
     return [

@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS containers (id TEXT PRIMARY KEY, record TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS execs (id TEXT PRIMARY KEY, container_id TEXT NOT NULL, record TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS execs_of ON execs (container_id);
 CREATE TABLE IF NOT EXISTS monitor (one INTEGER PRIMARY KEY CHECK (one = 1), cursor INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS boot (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
 """
 
 _ID_PREFIX = re.compile(r"[0-9a-f]+\Z")
@@ -153,6 +154,16 @@ class Store:
             if record is not None:
                 self._execs_of.get(record.container_id, {}).pop(exec_id, None)
         await self._write_many("DELETE FROM execs WHERE id = ?", [(exec_id,) for exec_id in gone])
+
+    async def exchange_boot_id(self, boot_id: str) -> str:
+        """Remembers the host's boot id; answers the one remembered before, "" at the first start."""
+
+        def write(connection: sqlite3.Connection) -> str:
+            row = connection.execute("SELECT id FROM boot").fetchone()
+            connection.execute("INSERT OR REPLACE INTO boot VALUES (1, ?)", (boot_id,))
+            return row[0] if row else ""
+
+        return await self._database.write(write, durable=False)
 
     async def put_cursor(self, cursor: int) -> None:
         await self._database.write(lambda connection: _write_cursor(connection, cursor), durable=False)

@@ -29,7 +29,7 @@ class User:
 
 
 def resolve(text: str, passwd: bytes, group: bytes, group_add: Sequence[str] = ()) -> User:
-    """The user that `text` names; NotFound for a name without an entry, InvalidArgument beyond the range."""
+    """The user that `text` names; Internal (as in Docker) for a name without entry or beyond the range."""
     user_text, colon, group_text = text.partition(":")
     number = _number(user_text)
     entry = next(
@@ -47,7 +47,7 @@ def resolve(text: str, passwd: bytes, group: bytes, group_add: Sequence[str] = (
     elif number is not None:
         name, uid, gid, home = "", number, 0, "/"
     else:
-        raise errdefs.NotFound(f"unable to find user {user_text}: no matching entries in passwd file")
+        raise errdefs.Internal(f"unable to find user {user_text}: no matching entries in passwd file")
     uid, gid = _in_range(uid), _in_range(gid)
     additional: list[int] = []
     if colon and group_text:
@@ -66,7 +66,7 @@ def _group(text: str, group: bytes, complaint: str) -> int:
         if fields[0] == text or (number is not None and _number(fields[2]) == number):
             return _in_range(_number(fields[2]))
     if number is None:
-        raise errdefs.NotFound(f"{complaint} {text}: no matching entries in group file")
+        raise errdefs.Internal(f"{complaint} {text}: no matching entries in group file")
     return _in_range(number)
 
 
@@ -83,5 +83,5 @@ def _number(text: str) -> int | None:
 
 def _in_range(number: int | None) -> int:
     if number is None or not 0 <= number <= _HIGHEST:
-        raise errdefs.InvalidArgument(_RANGE)
+        raise errdefs.Internal(_RANGE)
     return number

@@ -204,7 +204,9 @@ def _processors(document: dict[str, Any], host: Host) -> None:
             "available"
         )
     if document["CpuShares"] < 0:
-        raise errdefs.InvalidArgument("shares: invalid argument")
+        raise errdefs.InvalidArgument(
+            f"invalid CPU shares ({document['CpuShares']}): value must be a positive integer"
+        )
     if period != 0 and not 1000 <= period <= 1_000_000:
         raise errdefs.InvalidArgument(
             "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"
@@ -241,6 +243,27 @@ def _modes(document: dict[str, Any]) -> None:
         if text not in words and not (joins and re.match(r"container:.", text)):
             raise errdefs.InvalidArgument(f"invalid {what}: {text}")
     document["IpcMode"] = document["IpcMode"] or "private"
+
+
+def combinations(config: Mapping[str, Any], host_config: Mapping[str, Any]) -> None:
+    """Refuses what Config and HostConfig cannot both ask for; called before defaults are written in."""
+    hostname = config["Hostname"]
+    if host_config["UTSMode"] == "host" and hostname:
+        raise errdefs.InvalidArgument("conflicting options: hostname and the UTS mode")
+    if not host_config["NetworkMode"].startswith("container:"):
+        return
+    for given, what in (
+        (hostname, "hostname and the network mode"),
+        (host_config["Links"], "container type network can't be used with links"),
+        (host_config["Dns"], "dns and the network mode"),
+        (host_config["ExtraHosts"], "custom host-to-IP mapping and the network mode"),
+        (config["MacAddress"], "mac-address and the network mode"),
+        (host_config["PortBindings"], "port publishing and the container type network mode"),
+        (host_config["PublishAllPorts"], "port publishing and the container type network mode"),
+        (config["ExposedPorts"], "port exposing and the container type network mode"),
+    ):
+        if given:
+            raise errdefs.InvalidArgument(f"conflicting options: {what}")
 
 
 def shared_namespaces(document: dict[str, Any], resolve: Resolve) -> None:

@@ -1,0 +1,219 @@
+"""What follows from a fact that containerd reports about a container: its exit, its restart, its OOM kill.
+
+Every function takes the container's token and is idempotent: a fact that comes again after a crash finds its
+effect recorded and does nothing. `cursor` goes into the same transaction as the effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import errdefs
+from linux.crashpoints import crashpoint
+
+from dockerd_api.engine import restarts
+from dockerd_api.engine.engine import Engine
+from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
+from dockerd_api.engine.release import release_and_log
+from dockerd_api.engine.removal import remove_exited
+from dockerd_api.engine.tasks import is_alive
+
+log = logging.getLogger(__name__)
+
+_KILLED = 137
+_LOST = 255  # as Docker says of a container whose end nobody saw
+_TOKEN = 300.0
+
+
+async def exited(
+    engine: Engine, container_id: str, pid: int, code: int, at: str, cursor: int | None = None
+) -> None:
+    """The first process of the task ended. `pid` 0 means whichever is recorded."""
+    async with engine.tokens.hold(container_id, timeout=_TOKEN):
+        record = engine.store.get(container_id)
+        if record is None or not record.state.alive or (pid and record.state.pid != pid):
+            return
+        ended = record.with_state(
+            pid=0,
+            exit_code=code,
+            finished_at=at,
+            oom_killed=record.state.oom_killed or _oom_killed(engine, record),
+        )
+        if await _told_to_restart(engine, ended, cursor):
+            return
+        await _finish(engine, ended, cursor, died=False)
+
+
+async def decided(
+    engine: Engine, container_id: str, restart: bool, count: int, cursor: int | None = None
+) -> None:
+    """containerd says whether it starts the task again."""
+    async with engine.tokens.hold(container_id, timeout=_TOKEN):
+        record = engine.store.get(container_id)
+        if record is None or record.state.phase is not Phase.RESTARTING:
+            return
+        if restart:
+            counted = dataclasses.replace(record, restart_count=count)
+            await engine.store.put(counted, durable=False, cursor=cursor)
+            return
+        await _finish(engine, record, cursor, died=True)
+
+
+async def started_again(
+    engine: Engine, container_id: str, pid: int, at: str, cursor: int | None = None
+) -> None:
+    """containerd started the task again by policy."""
+    async with engine.tokens.hold(container_id, timeout=_TOKEN):
+        record = engine.store.get(container_id)
+        if record is None or record.state.phase is not Phase.RESTARTING:
+            return
+        running = dataclasses.replace(
+            record.with_state(phase=Phase.RUNNING, pid=pid, started_at=at, oom_killed=False),
+            runs=record.runs + 1,
+        )
+        await engine.store.put(running, durable=False, cursor=cursor)
+        await engine.publish(running, "start")
+
+
+async def out_of_memory(engine: Engine, container_id: str, cursor: int | None = None) -> None:
+    async with engine.tokens.hold(container_id, timeout=_TOKEN):
+        record = engine.store.get(container_id)
+        if record is None or not record.state.alive or record.state.oom_killed:
+            return
+        await engine.store.put(record.with_state(oom_killed=True), durable=False, cursor=cursor)
+        await engine.publish(record, "oom")
+
+
+async def paused(engine: Engine, container_id: str, frozen: bool, cursor: int | None = None) -> None:
+    """The task was paused or resumed, maybe by somebody else than us."""
+    async with engine.tokens.hold(container_id, timeout=_TOKEN):
+        record = engine.store.get(container_id)
+        wanted = Phase.PAUSED if frozen else Phase.RUNNING
+        if record is None or not record.state.alive or record.state.phase is wanted:
+            return
+        await engine.store.put(record.with_state(phase=wanted), durable=False, cursor=cursor)
+        await engine.publish(record, "pause" if frozen else "unpause")
+
+
+async def check(engine: Engine, container_id: str) -> None:
+    """Compares a container that is recorded as alive with containerd's task, and catches up on what was
+    missed.
+    """
+    record = engine.store.get(container_id)
+    if record is None or not record.state.running:
+        return
+    process = await engine.tasks.get(container_id)
+    if is_alive(process):
+        assert process is not None
+        if record.state.phase is Phase.RESTARTING:
+            await started_again(engine, container_id, process.pid, now_rfc3339())
+        return
+    if record.state.phase is Phase.RESTARTING:
+        await decided(engine, container_id, False, record.restart_count)
+        return
+    code, at = exit_facts(engine, record, _LOST)
+    await exited(engine, container_id, record.state.pid, code, at)
+
+
+def exit_facts(engine: Engine, record: Container, otherwise: int) -> tuple[int, str]:
+    """Exit code and time of the last run by the shim's exit record, else `otherwise` and now."""
+    facts = _exit_record(engine, record)
+    if facts is None:
+        return otherwise, now_rfc3339()
+    return int(facts.get("exit_status", otherwise)), str(facts.get("exited_at") or now_rfc3339())
+
+
+def _exit_record(engine: Engine, record: Container) -> dict[str, Any] | None:
+    path: Path = engine.folder(record.id) / "exit.json"
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict) or facts.get("pid") not in (record.state.pid, None):
+        return None
+    return facts
+
+
+def _oom_killed(engine: Engine, record: Container) -> bool:
+    facts = _exit_record(engine, record)
+    return bool(facts and facts.get("oom_killed"))
+
+
+async def _told_to_restart(engine: Engine, ended: Container, cursor: int | None) -> bool:
+    """Records that somebody will, or may, start the task again: containerd says so next, or we do it
+    ourselves.
+    """
+    if ended.restart_policy[0] == "no":
+        return False
+    delay = None
+    if not engine.restarts_below:
+        delay = restarts.delay(ended)
+        if delay is None:
+            return False
+        ended = dataclasses.replace(ended, restart_count=ended.restart_count + 1)
+    restarting = ended.with_state(phase=Phase.RESTARTING)
+    await asyncio.gather(
+        engine.store.put(restarting, durable=False, cursor=cursor), _publish_die(engine, restarting)
+    )
+    crashpoint("engine.exit.restarting")
+    await _end_execs(engine, ended.id)
+    await engine.containers.exited_for_now(ended.id, WaitOutcome(ended.state.exit_code))
+    if delay is not None:
+        engine.spawn(restarts.restart_later(engine, restarting, delay))
+    return True
+
+
+async def _finish(engine: Engine, ended: Container, cursor: int | None, *, died: bool) -> None:
+    stopped = dataclasses.replace(ended.with_state(phase=Phase.EXITED), network_settings={})
+    writes = [engine.store.put(stopped, durable=False, cursor=cursor)]
+    if not died:
+        writes.append(_publish_die(engine, stopped))
+    await asyncio.gather(*writes)
+    crashpoint("engine.exit.recorded")
+    await _end_execs(engine, ended.id)
+    await engine.containers.exited(ended.id, WaitOutcome(ended.state.exit_code, ended.state.error))
+    await clean_up(engine, stopped)
+
+
+async def clean_up(engine: Engine, stopped: Container) -> None:
+    """Gives back what a stopped container held, under its token, and removes it when it was run with --rm."""
+    if not await release_and_log(engine, stopped, kill=False):
+        return
+    crashpoint("engine.exit.released")
+    if stopped.auto_remove and stopped.id not in engine.kept:
+        await remove_exited(engine, stopped)
+        return
+    await engine.store.put(dataclasses.replace(stopped, cleanup_due=False), durable=False)
+
+
+async def _publish_die(engine: Engine, record: Container) -> None:
+    duration = restarts.seconds_run(record)
+    await engine.publish(record, "die", exitCode=str(record.state.exit_code), execDuration=str(int(duration)))
+
+
+async def _end_execs(engine: Engine, container_id: str) -> None:
+    """No exec outlives the first process: the kernel kills the rest of its pid namespace
+    (pid_namespaces(7)).
+    """
+    for record in engine.store.execs_of(container_id):
+        if record.running:
+            await engine.store.put_exec(dataclasses.replace(record, running=False, exit_code=_KILLED, pid=0))
+
+
+async def ended_by_reboot(engine: Engine, record: Container) -> None:
+    """The host was started anew: what ran is gone, and whether it ended before is in its exit record."""
+    code, at = exit_facts(engine, record, _LOST)
+    stopped = dataclasses.replace(
+        record.with_state(phase=Phase.EXITED, pid=0, exit_code=code, finished_at=at), network_settings={}
+    )
+    await engine.store.put(stopped, durable=False)
+    await _end_execs(engine, record.id)
+    try:
+        await clean_up(engine, stopped)
+    except errdefs.BuoyError as error:
+        log.warning("container %s: clean-up is put off: %s", record.id, error)

@@ -1,0 +1,137 @@
+"""Starting is recovering: every intent found in the records is finished or undone, by the code of the
+operations.
+
+A container that runs is left alone: the monitor takes up the facts since the last one that was recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import shutil
+
+import errdefs
+
+from dockerd_api.engine import exits, restarts
+from dockerd_api.engine.engine import Engine
+from dockerd_api.engine.model import Container, Phase, now_rfc3339
+from dockerd_api.engine.release import release
+from dockerd_api.engine.removal import forget, remove_exited
+from dockerd_api.engine.starting import network_settings, start
+from dockerd_api.engine.tasks import is_alive
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 8
+
+
+async def recover(engine: Engine) -> None:
+    """Brings every record to a state of rest. Retries in the background what containerd does not answer."""
+    before = await engine.store.exchange_boot_id(engine.host.boot_id)
+    slots = asyncio.Semaphore(_AT_ONCE)
+    undone: list[str] = []
+
+    async def one(record: Container) -> None:
+        async with slots:
+            try:
+                await recover_one(engine, record.id)
+            except errdefs.BuoyError as error:
+                log.warning("container %s is recovered later: %s", record.id, error)
+                undone.append(record.id)
+
+    await asyncio.gather(*(one(record) for record in engine.store.all() if needed(engine, record)))
+    if undone:
+        engine.spawn(_again(engine, undone))
+    if before and before != engine.host.boot_id:
+        engine.spawn(_start_after_boot(engine))
+
+
+def needed(engine: Engine, record: Container) -> bool:
+    """Is there anything to finish or undo?"""
+    if record.state.phase in (Phase.CREATING, Phase.STARTING, Phase.REMOVING):
+        return True
+    if record.state.running:
+        return record.boot_id != engine.host.boot_id
+    return record.cleanup_due or (record.state.phase is Phase.EXITED and record.auto_remove)
+
+
+async def recover_one(engine: Engine, container_id: str) -> None:
+    """One container, under its token."""
+    async with engine.tokens.hold(container_id):
+        record = engine.store.get(container_id)
+        if record is not None:
+            await recover_held(engine, record)
+
+
+async def recover_held(engine: Engine, record: Container) -> None:
+    phase = record.state.phase
+    if phase is Phase.CREATING:
+        await engine.images.remove_snapshot(record.id)
+        await asyncio.to_thread(shutil.rmtree, engine.folder(record.id), ignore_errors=True)
+        await engine.store.delete(record.id, durable=False)
+    elif phase is Phase.STARTING:
+        await _starting(engine, record)
+    elif phase is Phase.REMOVING:
+        if record.cleanup_due:
+            await release(engine, record)
+        await forget(engine, record)
+    elif record.state.running:
+        if record.boot_id != engine.host.boot_id:
+            await exits.ended_by_reboot(engine, record)
+    elif record.cleanup_due:
+        await release(engine, record)
+        if record.auto_remove and phase is Phase.EXITED:
+            await remove_exited(engine, record)
+        else:
+            await engine.store.put(dataclasses.replace(record, cleanup_due=False), durable=False)
+    elif record.auto_remove and phase is Phase.EXITED:
+        await remove_exited(engine, record)
+
+
+async def _starting(engine: Engine, record: Container) -> None:
+    """Finished when the process runs already; everything that must come before has been done then. Else
+    undone.
+    """
+    process = await engine.tasks.get(record.id) if record.boot_id == engine.host.boot_id else None
+    if is_alive(process):
+        assert process is not None
+        attachment = await engine.networks.resume(record.id)
+        running = dataclasses.replace(
+            record.with_state(phase=Phase.RUNNING, pid=process.pid, exit_code=0, started_at=now_rfc3339()),
+            runs=record.runs + 1,
+            manually_stopped=False,
+            network_settings=network_settings(attachment) if attachment else {},
+        )
+        await engine.store.put(running, durable=True)
+        await engine.publish(running, "start")
+        return
+    await release(engine, record)
+    undone = record.with_state(
+        phase=record.state.before, error="the engine ended while it started the container"
+    )
+    await engine.store.put(dataclasses.replace(undone, cleanup_due=False), durable=False)
+
+
+async def _again(engine: Engine, container_ids: list[str]) -> None:
+    wait = 0.2
+    while container_ids:
+        await asyncio.sleep(wait)
+        wait = min(wait * 2, 5.0)
+        for container_id in list(container_ids):
+            try:
+                await recover_one(engine, container_id)
+            except errdefs.BuoyError:
+                continue
+            container_ids.remove(container_id)
+
+
+async def _start_after_boot(engine: Engine) -> None:
+    for record in engine.store.all():
+        if restarts.wanted_after_boot(record):
+            try:
+                await start(engine, record.id)
+            except errdefs.NotModified:
+                continue
+            except errdefs.BuoyError as error:
+                log.warning("container %s is not started after the boot: %s", record.id, error)

@@ -1,0 +1,95 @@
+"""Removing a container."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import shutil
+
+import errdefs
+from linux.crashpoints import crashpoint
+
+from dockerd_api.engine.engine import Engine
+from dockerd_api.engine.model import Container, Phase, WaitOutcome
+from dockerd_api.engine.release import release
+from dockerd_api.engine.stopping import kill_and_wait
+
+log = logging.getLogger(__name__)
+
+
+async def remove(engine: Engine, ref: str, *, force: bool = False, link: bool = False) -> None:
+    """Removes a container that does not run, or with `force` any. The record is gone for good when this
+    returns.
+    """
+    record = engine.containers.resolve(ref)
+    if link:
+        raise errdefs.Internal("Conflict, cannot remove the default link name of the container")
+    if record.state.phase is Phase.REMOVING:
+        raise errdefs.Conflict(f"removal of container {ref} is already in progress")
+    if record.state.running:
+        if not force:
+            raise errdefs.Conflict(f'cannot remove container "/{record.name}": container is {_why(record)}')
+        await kill_and_wait(engine, record)
+    async with engine.tokens.hold(record.id):
+        current = engine.store.get(record.id)
+        if current is None:  # --rm was quicker
+            return
+        if current.state.running:
+            raise errdefs.Conflict(f'cannot remove container "/{current.name}": container is {_why(current)}')
+        await remove_held(engine, current)
+
+
+def _why(record: Container) -> str:
+    if record.state.paused:
+        return "paused and must be unpaused first"
+    if record.state.restarting:
+        return "restarting: stop the container before removing or force remove"
+    return "running: stop the container before removing or force remove"
+
+
+async def remove_held(engine: Engine, record: Container) -> None:
+    """Removes under the container's token. An error leaves the intent, which start-up or a later call
+    finishes.
+    """
+    removing = record.with_state(phase=Phase.REMOVING)
+    await engine.store.put(removing, durable=False)
+    crashpoint("engine.remove.intent")
+    try:
+        if record.cleanup_due:
+            await release(engine, record)
+        await forget(engine, removing)
+    except errdefs.BuoyError:
+        if engine.store.get(record.id) is not None:
+            await engine.store.put(record, durable=False)
+        raise
+
+
+async def forget(engine: Engine, record: Container) -> None:
+    """What remains of a container without task and network: its root, its folder, its record, those who
+    wait.
+    """
+    folder = engine.folder(record.id)
+    await asyncio.gather(
+        engine.images.remove_snapshot(record.id),
+        asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True),
+    )
+    crashpoint("engine.remove.snapshot")
+    engine.store.forget(record.id)
+    engine.containers.abandon_attaches(record.id)
+    await engine.publish(record, "destroy")
+    await engine.containers.removed(record.id, WaitOutcome(record.state.exit_code))
+    crashpoint("engine.remove.told")
+    await engine.store.delete(record.id, durable=True)
+
+
+async def remove_exited(engine: Engine, record: Container) -> None:
+    """--rm: after the task and the network are given back. Waiters are told before the slower parts."""
+    removing = dataclasses.replace(record.with_state(phase=Phase.REMOVING), cleanup_due=False)
+    await engine.store.put(removing, durable=False)
+    crashpoint("engine.remove.auto")
+    try:
+        await forget(engine, removing)
+    except errdefs.BuoyError as error:
+        log.warning("container %s is not removed yet: %s", record.id, error)
+        await engine.containers.removed(record.id, WaitOutcome(record.state.exit_code, error.message))

@@ -1,0 +1,293 @@
+"""Starting a container, in the numbered steps of docs/flows/run.md; a failure undoes them in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import errdefs
+from linux.crashpoints import crashpoint
+
+from dockerd_api.engine import devices, failure, mounts, ports, ports_handover, rootfs, spec, users
+from dockerd_api.engine.engine import Engine
+from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
+from dockerd_api.engine.release import release
+
+if TYPE_CHECKING:
+    from dockerd_api.network.model import Attachment, AttachRequest
+
+log = logging.getLogger(__name__)
+
+_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"}
+
+
+async def start(engine: Engine, ref: str) -> None:
+    """Starts a container that is not running. NotModified when it runs; the error and exit code are
+    Docker's.
+    """
+    record = engine.containers.resolve(ref)
+    async with engine.tokens.hold(record.id):
+        record = engine.containers.resolve(record.id)
+        match record.state.phase:
+            case Phase.RUNNING | Phase.RESTARTING:
+                raise errdefs.NotModified("")
+            case Phase.STARTING:
+                raise errdefs.Unavailable(f"container {record.id} is being recovered; try again")
+            case Phase.PAUSED:
+                raise errdefs.Conflict("cannot start a paused container, try unpause instead")
+            case Phase.REMOVING | Phase.CREATING:
+                raise errdefs.Conflict("container is marked for removal and cannot be started")
+        failed = await start_held(engine, record)
+    if failed is not None:
+        if record.auto_remove:
+            await _remove_failed(engine, record.id)
+        raise failed
+
+
+async def start_held(
+    engine: Engine, record: Container, *, restart_count: int = 0
+) -> errdefs.BuoyError | None:
+    """Starts it under its token; answers the error after having undone and recorded it."""
+    if record.cleanup_due:
+        await release(engine, record)
+        record = dataclasses.replace(record, cleanup_due=False)
+    code = failure.UNKNOWN
+    try:
+        request = attach_request(engine, record)
+        await engine.networks.validate(request)
+        starting = dataclasses.replace(
+            record.with_state(phase=Phase.STARTING, before=record.state.phase, error=""),
+            cleanup_due=True,
+            attach_socket=engine.attach_socket(record.id),
+            boot_id=engine.host.boot_id,
+            restart_count=restart_count,
+        )
+        await engine.store.put(starting, durable=False)
+        crashpoint("engine.start.intent")
+        async with AsyncExitStack() as undo:
+            try:
+                running = await _start(engine, starting, request, undo)
+            except _TaskError as error:
+                translated, code = failure.translate(error.error, prefix=error.prefix)
+                raise translated from error.error
+            undo.pop_all()
+    except errdefs.BuoyError as error:
+        await _failed(engine, record, error, code)
+        return error
+    await engine.publish(running, "start")
+    return None
+
+
+class _TaskError(Exception):
+    """containerd's refusal, whose text tells the exit code."""
+
+    def __init__(self, error: errdefs.BuoyError, prefix: str = "") -> None:
+        super().__init__(error.message)
+        self.error, self.prefix = error, prefix
+
+
+async def _start(
+    engine: Engine, record: Container, request: AttachRequest, undo: AsyncExitStack
+) -> Container:
+    undo.push_async_callback(engine.networks.detach, record.id)
+    attachment, rootfs_mounts = await asyncio.gather(
+        engine.networks.attach(request), engine.images.snapshot_mounts(record.id)
+    )
+    for _, sock in attachment.listeners:
+        undo.callback(sock.close)
+    crashpoint("engine.start.attached")
+    around = _surroundings(engine, record, attachment, rootfs_mounts)
+    _write_files(engine, record, attachment)
+    document = spec.build(record, around)
+    undo.push_async_callback(engine.tasks.delete_container, record.id)
+    await engine.tasks.create_container(
+        record.id, document, image=record.image_ref, labels=_labels(engine, record)
+    )
+    crashpoint("engine.start.container")
+    undo.push_async_callback(engine.tasks.delete_task, record.id, missing_ok=True, kill=True)
+    try:
+        await engine.tasks.create_task(
+            record.id,
+            rootfs_mounts,
+            terminal=record.tty,
+            stdin=bool(record.config["OpenStdin"]),
+            attach_socket=record.attach_socket,
+            runtime_binary=engine.settings.runtimes[record.host_config["Runtime"]],
+        )
+    except errdefs.BuoyError as error:
+        raise _TaskError(error, "failed to create task for container: ") from error
+    crashpoint("engine.start.task")
+    address = next((e.ip_address for e in attachment.endpoints if e.ip_address), "")
+    await asyncio.gather(
+        engine.containers.hand_over_attaches(record.id, record.attach_socket),
+        ports_handover.hand_over(record.attach_socket, address, attachment.listeners),
+    )
+    crashpoint("engine.start.handed-over")
+    started = now_rfc3339()
+    try:
+        pid = await engine.tasks.start(record.id)
+    except errdefs.BuoyError as error:
+        raise _TaskError(error) from error
+    crashpoint("engine.start.running")
+    running = dataclasses.replace(
+        record.with_state(
+            phase=Phase.RUNNING, pid=pid, exit_code=0, error="", oom_killed=False, started_at=started
+        ),
+        runs=record.runs + 1,
+        manually_stopped=False,
+        network_settings=network_settings(attachment),
+    )
+    await engine.store.put(running, durable=True)
+    crashpoint("engine.start.recorded")
+    for _, sock in attachment.listeners:
+        sock.close()
+    return running
+
+
+async def _failed(engine: Engine, record: Container, error: errdefs.BuoyError, code: int) -> None:
+    state = dataclasses.replace(record.state, exit_code=code, error=error.message, pid=0)
+    if state.phase is Phase.STARTING:
+        state = dataclasses.replace(state, phase=state.before)
+    await engine.store.put(dataclasses.replace(record, state=state, cleanup_due=False), durable=False)
+    engine.containers.abandon_attaches(record.id)
+    await engine.containers.exited(record.id, WaitOutcome(code, error.message))
+
+
+async def _remove_failed(engine: Engine, container_id: str) -> None:
+    from dockerd_api.engine.removal import remove  # removal stops, and so starts from another side
+
+    try:
+        await remove(engine, container_id, force=True)
+    except errdefs.BuoyError as error:
+        log.warning("container %s could not be removed: %s", container_id, error)
+
+
+def attach_request(engine: Engine, record: Container) -> AttachRequest:
+    """What the network room is asked for."""
+    from dockerd_api.network.model import AttachRequest, PortRequest
+
+    config, host = record.config, record.host_config
+    mode = host["NetworkMode"]
+    if mode.startswith("container:"):
+        donor = engine.store.resolve(mode.partition(":")[2])
+        if not donor.state.alive:
+            raise errdefs.Conflict(f"cannot join network namespace of a non running container: {donor.id}")
+        mode = f"container:{donor.id}"
+    endpoint = (record.networking.get("EndpointsConfig") or {}).get(mode) or {}
+    return AttachRequest(
+        container_id=record.id,
+        name=record.name,
+        hostname=config["Hostname"],
+        domainname=config["Domainname"],
+        mode=mode,
+        ports=() if mode == "host" else tuple(PortRequest(**port) for port in ports.requests(config, host)),
+        mac_address=config["MacAddress"] or endpoint.get("MacAddress") or "",
+        ipv4_address="",
+        dns=tuple(host["Dns"] or ()),
+        dns_search=tuple(host["DnsSearch"] or ()),
+        dns_options=tuple(host["DnsOptions"] or ()),
+        extra_hosts=tuple(host["ExtraHosts"] or ()),
+    )
+
+
+def network_settings(attachment: Attachment) -> dict[str, Any]:
+    """What inspect and list need of an attachment, as stored in the record."""
+    return {
+        "sandbox_id": attachment.sandbox_id,
+        "netns_path": attachment.netns_path or "",
+        "endpoints": [dataclasses.asdict(endpoint) for endpoint in attachment.endpoints],
+        "ports": [dataclasses.asdict(port) for port in attachment.ports],
+    }
+
+
+def _labels(engine: Engine, record: Container) -> dict[str, str]:
+    name, most = record.restart_policy
+    if name == "no" or not engine.restarts_below:
+        return {}
+    return {
+        "containerd.io/restart.status": "running",
+        "containerd.io/restart.policy": f"{name}:{most}" if most else name,
+        "dev.buoy.restart.boot-id": engine.host.boot_id,
+    }
+
+
+def _surroundings(
+    engine: Engine, record: Container, attachment: Attachment, rootfs_mounts: list[Any]
+) -> spec.Surroundings:
+    host, settings = record.host_config, engine.settings
+    planned = mounts.plan(host)
+    mounts.create_sources(planned)
+    mode = host["NetworkMode"]
+    joined = mode.startswith("container:")
+    folder = engine.folder(record.id)
+    hosts_dir = engine.folder(engine.store.resolve(mode.partition(":")[2]).id) if joined else folder
+    with rootfs.Rootfs(rootfs_mounts) as root:
+        passwd = root.read("/etc/passwd", users.FILE_LIMIT) or b""
+        group = root.read("/etc/group", users.FILE_LIMIT) or b""
+    return spec.Surroundings(
+        user=users.resolve(record.config["User"], passwd, group, host["GroupAdd"] or ()),
+        security=engine.security.resolve(host),
+        mounts=planned,
+        devices=devices.resolve(host),
+        netns_path=attachment.netns_path,
+        new_netns=attachment.netns_path is not None and not joined,
+        pid_namespace=_namespace(engine, host["PidMode"], "pid"),
+        ipc_namespace=_namespace(engine, host["IpcMode"], "ipc"),
+        container_dir=str(folder),
+        shm_path="",
+        hosts_dir=str(hosts_dir),
+        cgroup_parent=host["CgroupParent"] or settings.cgroup_parent,
+        init_binary=_init(engine, host),
+        sysctls={key: value for key, value in _SYSCTLS.items() if _sysctl_exists(key)},
+        recursive_readonly=_built_in(engine, host),
+        default_ulimits=settings.default_ulimits,
+    )
+
+
+def _built_in(engine: Engine, host: dict[str, Any]) -> bool:
+    """Our runtime and every kernel since 5.12 set mounts read-only recursively; of another runtime it is
+    not known.
+    """
+    return engine.settings.runtimes[host["Runtime"]] == ""
+
+
+def _init(engine: Engine, host: dict[str, Any]) -> str:
+    if not host["Init"] or host["PidMode"]:
+        return ""
+    for path in (engine.settings.init_path, "/usr/bin/tini-static", "/usr/bin/tini"):
+        if path and os.access(path, os.X_OK):
+            return path
+    raise errdefs.InvalidArgument(
+        'exec: "docker-init": executable file not found in $PATH (install the package tini, or set init-path)'
+    )
+
+
+def _namespace(engine: Engine, mode: str, kind: str) -> str:
+    word, colon, ref = mode.partition(":")
+    if word != "container" or not colon:
+        return ""
+    donor = engine.store.resolve(ref)
+    if not donor.state.alive:
+        raise errdefs.Conflict(f"cannot join {kind.upper()} of a non running container: {donor.id}")
+    return f"/proc/{donor.state.pid}/ns/{kind}"
+
+
+def _write_files(engine: Engine, record: Container, attachment: Attachment) -> None:
+    folder = engine.folder(record.id)
+    folder.mkdir(mode=0o710, exist_ok=True)
+    for name, text in (
+        ("hostname", record.config["Hostname"] + "\n"),
+        ("hosts", attachment.hosts),
+        ("resolv.conf", attachment.resolv_conf),
+    ):
+        path = folder / name
+        path.write_text(text)
+        path.chmod(0o644)
+
+
+def _sysctl_exists(name: str) -> bool:
+    return os.path.exists("/proc/sys/" + name.replace(".", "/"))
