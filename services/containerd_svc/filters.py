@@ -19,8 +19,9 @@ Lookup = Callable[[Sequence[str]], str | None]
 Filter = Callable[[Lookup], bool]
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*|[0-9]+")
-_VALUE = re.compile(r"[^\s,]+")
+_VALUE = re.compile(r'[^\s,"][^\s,]*')
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_QUOTED_REGEXP = re.compile(r"([/|])((?:(?!\1)[^\\\n]|\\.)*)\1")
 _OPERATORS = ("==", "!=", "~=")
 
 
@@ -60,7 +61,12 @@ class _Parser:
         if operator not in _OPERATORS:
             return lambda lookup: lookup(path) is not None
         self.at += 2
-        value = self._token(_VALUE, "value")
+        regexp = operator == "~=" and _QUOTED_REGEXP.match(self.text, self.at)
+        if regexp:
+            self.at = regexp.end()
+            value = regexp.group(2).replace("\\" + regexp.group(1), regexp.group(1))
+        else:
+            value = self._token(_VALUE, "value")
         if operator == "==":
             return lambda lookup: lookup(path) == value
         if operator == "!=":
