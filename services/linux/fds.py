@@ -1,4 +1,4 @@
-"""Descriptors: pidfds, passing them over sockets, sealing memory files, closing what a child must not have."""
+"""Descriptors: pidfds, passing them over sockets, sealed memory files, closing what a child must not have."""
 
 from __future__ import annotations
 

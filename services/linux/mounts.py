@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from linux.syscalls import (
     AT_EMPTY_PATH,
@@ -138,8 +138,7 @@ def change(
     mount_setattr(mount_fd, "", flags, set_=set_, clear=clear, propagation=propagation)
 
 
-@dataclass(frozen=True)
-class MountPoint:
+class MountPoint(NamedTuple):
     """One line of /proc/<pid>/mountinfo; see proc_pid_mountinfo(5)."""
 
     mount_id: int

@@ -163,9 +163,9 @@ def setns(fd: int, flags: int = 0) -> None:
 def clone(flags: int, *, cgroup_fd: int | None = None) -> int:
     """fork with `flags` (CLONE_NEW*, CLONE_PARENT): 0 in the child, its pid in the parent; clone3(2).
 
-    With `cgroup_fd`, a directory of a cgroup v2 tree, the child is born in that group (Linux 5.7). For a process with
-    one thread only: the interpreter's fork hooks run as they do for `os.fork`, but glibc's do not, so the child
-    must not create threads. See PyOS_AfterFork_Child in the C API.
+    With `cgroup_fd`, a directory of a cgroup v2 tree, the child is born in that group (Linux 5.7). For a
+    process with one thread only: the interpreter's fork hooks run as they do for `os.fork`, but glibc's do
+    not, so the child must not create threads. See PyOS_AfterFork_Child in the C API.
     """
     if cgroup_fd is not None:
         flags |= CLONE_INTO_CGROUP

@@ -6,7 +6,7 @@ code.
 
 from __future__ import annotations
 
-import importlib
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from types import ModuleType
 from errdefs import BuoyError, FailedPrecondition, InvalidArgument, NotImplementedHere
 
 from runc_bin import cli
+from runc_bin.libcontainer.failures import reason
 from runc_bin.log import Log
+from runc_bin.output import emit
 
 VERSION = "0.1.0"
 
@@ -29,11 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     log = None
     verb = ""
+    # A life of milliseconds leaves no garbage worth collecting, and a collection in a forked child copies every
+    # page.
+    gc.disable()
     try:
         flags, verb, rest = cli.split(words)
         if flags["version"]:
-            sys.stdout.write(f"runc-bin version {VERSION}\nspec: 1.2.0\n")
-            return _done()
+            emit(f"runc-bin version {VERSION}\nspec: 1.2.0\n")
+            return 0
         if not verb or verb in ("help", "h") or flags["help"]:
             return _help(verb, rest)
         if rest and rest[0] in ("--help", "-h"):
@@ -43,12 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         context = cli.parse_verb(verb, rest, flags)
         if os.geteuid() != 0:
             raise FailedPrecondition("runc-bin must be run as root: it makes namespaces, mounts and cgroups")
-        return command(context.verb).run(context, log) or _done()
+        code: int = command(context.verb).run(context, log)
+        return code
     except BuoyError as error:
         return _fail(log, verb, error.message)
     except OSError as error:
-        from runc_bin.libcontainer.failures import reason
-
         return _fail(log, verb, reason(error))
     finally:
         if log is not None:
@@ -57,18 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(verb: cli.Verb) -> ModuleType:
     """The module of a verb."""
-    return importlib.import_module(f"runc_bin.commands.{verb.module or verb.name}")
-
-
-def _done() -> int:
-    sys.stdout.flush()
-    return 0
+    name = f"runc_bin.commands.{verb.module or verb.name}"
+    __import__(name)
+    return sys.modules[name]
 
 
 def _help(verb: str, rest: list[str]) -> int:
     topic = rest[0] if verb in ("help", "h") and rest else ""
-    sys.stdout.write(cli.usage(cli.VERBS.get(topic)))
-    return _done()
+    emit(cli.usage(cli.VERBS.get(topic)))
+    return 0
 
 
 def _fail(log: Log | None, verb: str, message: str) -> int:

@@ -8,10 +8,11 @@ before the arguments, the global ones before the verb. No argparse: its import a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 from errdefs import InvalidArgument
+
+from runc_bin.record import Record
 
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
@@ -19,8 +20,7 @@ _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 Value = bool | str | int | list[str]
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(Record):
     """One flag; `kind` is bool, str, int or list (may be given again and again)."""
 
     name: str
@@ -30,8 +30,7 @@ class Flag:
     help: str = ""
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(Record):
     """One command. The module of `commands` with its name has `run(context) -> exit code`; `stop` counts
     the arguments after which everything is an argument (None: flags may stand between arguments too).
     """
@@ -46,14 +45,13 @@ class Verb:
     stop: int | None = None
 
 
-@dataclass
-class Context:
+class Context(Record):
     """A parsed command line."""
 
     verb: Verb
     globals: Mapping[str, Value]
     flags: Mapping[str, Value]
-    args: list[str] = field(default_factory=list)
+    args: list[str]
 
     def text(self, name: str) -> str:
         """A str flag; empty when it was not given."""

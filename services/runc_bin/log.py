@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 
 from errdefs import InvalidArgument
+
+from runc_bin.output import emit
 
 
 def _quote(text: str) -> str:
@@ -46,8 +47,7 @@ class Log:
         """Write the error that ends the command, also to standard error when the log is a file."""
         self.write("error", message)
         if self._fd != 2:
-            sys.stderr.write(message + "\n")
-            sys.stderr.flush()
+            emit(message + "\n", 2)
 
     def close(self) -> None:
         """Close the file, if there is one."""

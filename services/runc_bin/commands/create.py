@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 
@@ -33,7 +32,7 @@ def make(context: Context, bundle: str, spec: Spec, console: socket.socket | Non
     count = launch.listen_fds()
     if count and spec.process is not None:
         env = (*spec.process.env, f"LISTEN_FDS={count}", "LISTEN_PID=1")
-        spec = dataclasses.replace(spec, process=dataclasses.replace(spec.process, env=env))
+        spec = spec.replace(process=spec.process.replace(env=env))
     options = CreateOptions(
         bundle=bundle,
         console=console,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from errdefs import InvalidArgument, NotImplementedHere
 
 from runc_bin.cli import Context
 from runc_bin.commands import launch
 from runc_bin.foreground import Foreground
-from runc_bin.libcontainer import exec_in, spec, state
+from runc_bin.libcontainer import exec_in, fields, process_spec, spec, state
 from runc_bin.libcontainer.capabilities import Capabilities
 from runc_bin.libcontainer.exec_in import ExecOptions
-from runc_bin.libcontainer.spec import Process
+from runc_bin.libcontainer.process_spec import Process
 from runc_bin.libcontainer.state import State
 from runc_bin.log import Log
 
@@ -20,7 +18,7 @@ from runc_bin.log import Log
 def _read_process(context: Context, record: State) -> Process:
     path = context.text("process")
     if path:
-        return spec.load_json(path, spec.read_process, f"open {path}: no such file or directory")
+        return fields.load_json(path, process_spec.read_process, f"open {path}: no such file or directory")
     base = spec.load_spec(record.bundle).process
     if base is None:
         raise InvalidArgument("process property must not be empty")
@@ -33,8 +31,7 @@ def _read_process(context: Context, record: State) -> Process:
     caps = base.capabilities
     if context.texts("cap"):
         caps = (caps or Capabilities()).with_added(context.texts("cap"))
-    return replace(
-        base,
+    return base.replace(
         args=tuple(context.args[1:]),
         cwd=cwd,
         env=(*base.env, *context.texts("env")),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from runc_bin.cli import Context
 from runc_bin.libcontainer import capabilities, mount_options, spec
 from runc_bin.log import Log
+from runc_bin.output import emit
 
 
 def run(_context: Context, _log: Log) -> int:
@@ -33,5 +33,5 @@ def run(_context: Context, _log: Log) -> int:
             "mountExtensions": {"idmap": {"enabled": False}},
         },
     }
-    sys.stdout.write(json.dumps(document, indent=4) + "\n")
+    emit(json.dumps(document, indent=4) + "\n")
     return 0

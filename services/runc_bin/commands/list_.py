@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
 from errdefs import BuoyError, InvalidArgument, NotFound
 
@@ -12,6 +11,7 @@ from runc_bin.cli import DEFAULT_ROOT, Context
 from runc_bin.commands.state import describe
 from runc_bin.libcontainer.state import FILTER_CACHE, load_state
 from runc_bin.log import Log
+from runc_bin.output import emit
 
 
 def run(context: Context, log: Log) -> int:
@@ -37,16 +37,16 @@ def run(context: Context, log: Log) -> int:
         item["owner"] = _owner(os.stat(os.path.join(root, name)).st_uid)
         found.append(item)
     if context.given("quiet"):
-        sys.stdout.write("".join(f"{item['id']}\n" for item in found))
+        emit("".join(f"{item['id']}\n" for item in found))
     elif form == "json":
-        sys.stdout.write(json.dumps(found or None) + "\n")
+        emit(json.dumps(found or None) + "\n")
     else:
         rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         rows += [(i["id"], str(i["pid"]), i["status"], i["bundle"], i["created"], i["owner"]) for i in found]
         widths = [max(12, *(len(row[column]) + 3 for row in rows)) for column in range(5)]
         for row in rows:
             line = "".join(cell.ljust(width) for cell, width in zip(row[:5], widths, strict=True))
-            sys.stdout.write(line + row[5] + "\n")
+            emit(line + row[5] + "\n")
     return 0
 
 

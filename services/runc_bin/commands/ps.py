@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from errdefs import Internal, InvalidArgument
 
 from runc_bin.cli import Context
 from runc_bin.libcontainer import container, state
 from runc_bin.log import Log
+from runc_bin.output import emit
 
 
 def run(context: Context, _log: Log) -> int:
@@ -18,7 +18,7 @@ def run(context: Context, _log: Log) -> int:
         raise InvalidArgument("invalid format option")
     pids = container.manager_of(state.load_state(context.root, context.args[0])).pids()
     if form == "json":
-        sys.stdout.write(json.dumps(pids or None) + "\n")
+        emit(json.dumps(pids or None) + "\n")
         return 0
     import subprocess
 
@@ -33,5 +33,5 @@ def run(context: Context, _log: Log) -> int:
     column = columns.index("PID")
     wanted = {str(pid) for pid in pids}
     kept = [line for line in lines if (line.split()[column : column + 1] or [""])[0] in wanted]
-    sys.stdout.write("\n".join([title, *kept]) + "\n")
+    emit("\n".join([title, *kept]) + "\n")
     return 0

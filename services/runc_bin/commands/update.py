@@ -8,7 +8,7 @@ from typing import Any
 from errdefs import FailedPrecondition, InvalidArgument
 
 from runc_bin.cli import Context
-from runc_bin.libcontainer import container, spec, state
+from runc_bin.libcontainer import container, fields, state
 from runc_bin.log import Log
 
 
@@ -23,7 +23,7 @@ def run(context: Context, _log: Log) -> int:
     if not source:
         raise InvalidArgument("update needs --resources")
     path = f"/proc/self/fd/{sys.stdin.fileno()}" if source == "-" else source
-    resources = spec.load_json(path, _resources, f"open {source}: no such file or directory")
+    resources = fields.load_json(path, _resources, f"open {source}: no such file or directory")
     record = state.load_state(context.root, context.args[0])
     if container.status(context.root, record) == "stopped":
         raise FailedPrecondition(container.NOT_RUNNING)

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from errdefs import FailedPrecondition, Internal, InvalidArgument
@@ -20,15 +19,16 @@ from linux.crashpoints import crashpoint
 
 from runc_bin.libcontainer import apparmor, cgroups, hooks, init, seccomp, state
 from runc_bin.libcontainer.failures import reason
-from runc_bin.libcontainer.spec import OCI_VERSION, Process, Spec
+from runc_bin.libcontainer.process_spec import Process
+from runc_bin.libcontainer.spec import OCI_VERSION, Spec
 from runc_bin.libcontainer.state import State
 from runc_bin.libcontainer.sync import Channel, Message
+from runc_bin.record import Record
 
 START_ERROR = "unable to start container process"
 
 
-@dataclass(frozen=True)
-class CreateOptions:
+class CreateOptions(Record):
     """How a container is to be made, beyond its spec. `console` is a connected socket that gets the master
     of the terminal; `preserve_fds` descriptors from 3 on are passed to the program, after `listen_fds` of
     socket activation.
@@ -253,6 +253,7 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
         message, text = got
         if message is Message.READY:
             ready = True
+            channel.send(Message.DONE)
         elif message is Message.HOOKS:
             seen = oci_state(record, "creating", record.init_process_pid)
             for kind in ("prestart", "createRuntime"):

@@ -98,7 +98,7 @@ def _bind_node(folder: int, name: str, device: Device) -> None:
 
 
 def open_null(root_fd: int) -> int:
-    """/dev/null of a root, as an O_PATH descriptor that is certainly character device 1:3 (CVE-2025-31133)."""
+    """/dev/null of a root, an O_PATH descriptor, certainly character device 1:3 (CVE-2025-31133)."""
     fd = paths.open_in_root(root_fd, "/dev/null")
     if not is_null(fd):
         os.close(fd)

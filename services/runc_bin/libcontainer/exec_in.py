@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-from dataclasses import dataclass
 from typing import NoReturn
 
 from errdefs import FailedPrecondition, Internal
@@ -27,13 +26,14 @@ from runc_bin.libcontainer import (
 )
 from runc_bin.libcontainer.create import START_ERROR, check_passed_fds
 from runc_bin.libcontainer.failures import step
-from runc_bin.libcontainer.spec import NAMESPACE_FLAGS, Process
+from runc_bin.libcontainer.process_spec import Process
+from runc_bin.libcontainer.spec import NAMESPACE_FLAGS
 from runc_bin.libcontainer.state import State
 from runc_bin.libcontainer.sync import Channel, Message
+from runc_bin.record import Record
 
 
-@dataclass(frozen=True)
-class ExecOptions:
+class ExecOptions(Record):
     """How a process is to be added, beyond its spec; fields as in `create.CreateOptions`."""
 
     console: socket.socket | None = None
@@ -41,8 +41,7 @@ class ExecOptions:
     ignore_paused: bool = False
 
 
-@dataclass(frozen=True)
-class Joining:
+class Joining(Record):
     """All that the child gets. `pidfd` is the container's init, `flags` the namespaces of it to join."""
 
     record: State
@@ -167,6 +166,7 @@ def _converse(channel: Channel) -> None:
         message, text = got
         if message is Message.READY:
             ready = True
+            channel.send(Message.DONE)
         else:
             raise Internal(f"{START_ERROR}: {text}")
 
@@ -217,8 +217,7 @@ def _become(joining: Joining) -> None:
     env = identity.environment(process)
     path = identity.find_program(process.args[0], process.env)
     init.pass_on(joining.passed_fds)
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
-    joining.channel.send(Message.READY)
+    init.settle(joining.channel)
     if program is not None and process.no_new_privileges:
         seccomp.install(program, record.seccomp_flags)
     joining.channel.close()

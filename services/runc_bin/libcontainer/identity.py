@@ -13,7 +13,7 @@ from linux import syscalls
 
 from runc_bin.libcontainer import capabilities, devices
 from runc_bin.libcontainer.failures import step
-from runc_bin.libcontainer.spec import Process, Rlimit
+from runc_bin.libcontainer.process_spec import Process, Rlimit
 
 _UNLIMITED = 2**64 - 1
 

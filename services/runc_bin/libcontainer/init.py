@@ -12,7 +12,6 @@ import signal
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from linux import fds, syscalls
@@ -31,9 +30,11 @@ from runc_bin.libcontainer import (
 )
 from runc_bin.libcontainer.cgroups import Manager
 from runc_bin.libcontainer.failures import reason, step
+from runc_bin.libcontainer.process_spec import Process
 from runc_bin.libcontainer.rootfs import Root
-from runc_bin.libcontainer.spec import Process, Spec
+from runc_bin.libcontainer.spec import Spec
 from runc_bin.libcontainer.sync import Channel, Message
+from runc_bin.record import Record
 
 _HANDLED = (
     signal.SIGPIPE,
@@ -46,8 +47,7 @@ _HANDLED = (
 )
 
 
-@dataclass(frozen=True)
-class Birth:
+class Birth(Record):
     """All that init gets from its parent. `joined` are (descriptor, CLONE_NEW* flag) of namespaces to join,
     `passed_fds` the descriptors from 3 on that the program gets, `oci_state` the state that hooks see.
     """
@@ -75,7 +75,6 @@ def run(birth: Birth) -> NoReturn:
     keep = [birth.fifo_fd, console_fd, *(fd for fd, _ in birth.joined)]
     with reporting(birth.channel):
         prepare_child(birth.channel, birth.passed_fds, keep)
-        birth.channel.expect(Message.GO)
         _become(birth, _build(birth))
     os._exit(255)
 
@@ -133,6 +132,8 @@ def _build(birth: Birth) -> Root:
         keyring.join(birth.container_id)
     root = Root(spec)
     root.fill(birth.manager.paths)
+    birth.channel.expect(Message.GO)
+    root.fill_dev()
     proc = root.proc()
     _run_hooks_outside(birth)
     if spec.hooks.get("createContainer"):
@@ -183,8 +184,7 @@ def _become(birth: Birth, root: Root) -> None:
     path = identity.find_program(process.args[0], process.env)
     own_fds = syscalls.openat2(proc, "self/fd", os.O_PATH | os.O_DIRECTORY)
     pass_on(birth.passed_fds)
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
-    birth.channel.send(Message.READY)
+    settle(birth.channel)
     if program is not None and process.no_new_privileges:
         seccomp.install(program, birth.seccomp_flags)
     birth.channel.close()
@@ -202,6 +202,14 @@ def _wait_for_start(own_fds: int, fifo_fd: int) -> None:
     fifo = os.open(str(fifo_fd), os.O_WRONLY | os.O_CLOEXEC, dir_fd=own_fds)
     os.write(fifo, b"0")
     os.close(fifo)
+
+
+def settle(channel: Channel) -> None:
+    """Tell the parent that all went well, and outlive it from here on."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user has cleared it
+    channel.send(Message.READY)
+    channel.expect(Message.DONE)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
 
 
 def pass_on(passed_fds: int) -> None:

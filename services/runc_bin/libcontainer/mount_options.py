@@ -7,9 +7,10 @@ tree (`rro`, …), an extension of the runtimes (`tmpcopyup`), or else a word fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import linux.mounts as m
+
+from runc_bin.record import Record
 
 FLAGS: dict[str, tuple[int, int]] = {  # option: (flags to set, flags to clear)
     "async": (0, m.MS_SYNCHRONOUS),
@@ -98,8 +99,7 @@ _SUPER_WORDS: tuple[tuple[int, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class MountOptions:
+class MountOptions(Record):
     """What the options of one mount ask for; `data` are words for the file system, in order."""
 
     flags: int = 0

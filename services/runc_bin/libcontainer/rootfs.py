@@ -55,7 +55,7 @@ class Root:
                 path = os.path.dirname(path)
 
     def fill(self, cgroup_paths: dict[str, str]) -> None:
-        """Make all mounts and devices of the spec."""
+        """Make all mounts of the spec."""
         for mount in self._spec.mounts:
             with step(f'error mounting "{mount.source}" to rootfs at "{mount.destination}"'):
                 if mount.kind == "bind":
@@ -65,6 +65,9 @@ class Root:
                     cgroup_mount.mount(self._mounter, self.fd, mount, cgroup_paths, own_namespace=own)
                 else:
                     self._mounter.new(mount)
+
+    def fill_dev(self) -> None:
+        """Make the device nodes."""
         if devices.wants_devices(self._spec):
             with step("error creating device nodes"):
                 devices.fill_dev(self.fd, self._spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from linux import syscalls
 
 from runc_bin.libcontainer.failures import step
-from runc_bin.libcontainer.spec import Process
+from runc_bin.libcontainer.process_spec import Process
 
 _IOPRIO_WHO_PROCESS = 1
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 
 from errdefs import AlreadyExists, DataLoss, InvalidArgument, NotFound
+
+from runc_bin.record import Record
 
 EXEC_FIFO = "exec.fifo"
 FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
@@ -23,8 +23,7 @@ _FILTER = "seccomp.bpf"
 _ID = re.compile(r"[\w+.-]+", re.ASCII)
 
 
-@dataclass(frozen=True)
-class State:
+class State(Record):
     """What is recorded. `init_process_pid` is 0 before there is one; `init_process_start` is its start time
     in clock ticks since boot, which tells a reused pid apart; `created` is RFC 3339 in UTC; `namespaces`
     maps the kinds that are not the caller's own to the path joined, empty for a new one; `late_hooks` says
@@ -79,7 +78,7 @@ def save_state(root: str, state: State) -> None:
     path = os.path.join(state_dir(root, state.id), _STATE)
     temporary = path + ".new"
     with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(json.dumps(asdict(state)))
+        file.write(json.dumps(state.as_dict()))
     os.rename(temporary, path)
 
 
@@ -111,12 +110,19 @@ def load_filter(root: str, container_id: str) -> bytes:
 
 def with_init(state: State, pid: int) -> State:
     """The record of a container whose first process is `pid`."""
-    return replace(state, init_process_pid=pid, init_process_start=start_time(pid))
+    return state.replace(init_process_pid=pid, init_process_start=start_time(pid))
 
 
 def remove_dir(root: str, container_id: str) -> None:
     """Remove the folder of a container, if it is there."""
-    shutil.rmtree(state_dir(root, container_id), ignore_errors=True)
+    path = state_dir(root, container_id)
+    try:
+        names = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        os.unlink(os.path.join(path, name))
+    os.rmdir(path)
 
 
 def process_stat(pid: int) -> tuple[str, int] | None:

@@ -3,18 +3,25 @@
 A SEQPACKET socket pair; a packet is one letter and a payload.
 
     parent                                        init
-      clone ───────────────────────────────────►  blocks
-      control group, state.json with the pid
-      GO ──────────────────────────────────────►
-                                                  mounts, devices
+      clone ───────────────────────────────────►
+      state.json with the pid                     joins the control group, namespaces, mounts
+      limits of the control group
+      GO ──────────────────────────────────────►  waits for it before it makes devices
+                                                  devices
             ◄──────────────────────────────────   HOOKS       (only with prestart or createRuntime hooks)
       runs them
       DONE ────────────────────────────────────►
                                                   pivot_root, console, user, capabilities, …
-            ◄──────────────────────────────────   READY       (then init waits on the fifo)
+            ◄──────────────────────────────────   READY
+      DONE ────────────────────────────────────►
+                                                  seccomp; end of the stream; waits on the fifo
     or      ◄──────────────────────────────────   ERROR text
 
-An exec has the same without hooks. The end of the stream before READY means that the other side died; init
+Until GO both work at once: what init does then dies with it. The device rules must be whole before it makes
+devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent. An exec has the
+same without hooks; its child waits for GO first of all.
+
+The end of the stream before READY means that the other side died; init
 then ends itself, so that a killed parent leaves nothing half made.
 """
 

@@ -19,7 +19,7 @@ from runc_bin.libcontainer import (
     seccomp,
     spec_document,
 )
-from runc_bin.libcontainer.spec import read_process
+from runc_bin.libcontainer.process_spec import read_process
 from runc_bin.libcontainer.sync import Channel
 
 _MODULES = (container, create, exec_in)

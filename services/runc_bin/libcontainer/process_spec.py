@@ -1,0 +1,194 @@
+"""The `process` object of the runtime spec (config.json, process.json), checked.
+
+Errors are `errdefs.InvalidArgument` naming the field, or `errdefs.NotImplementedHere` for a part that is not built.
+Source: opencontainers/runtime-spec, config.md "Process".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from errdefs import InvalidArgument, NotImplementedHere
+
+from runc_bin.libcontainer.capabilities import Capabilities
+from runc_bin.libcontainer.fields import ID_MAX, get, number, objects, strings, text
+from runc_bin.record import Record
+
+RLIMITS: dict[str, int] = {  # include/uapi/asm-generic/resource.h
+    "RLIMIT_CPU": 0,
+    "RLIMIT_FSIZE": 1,
+    "RLIMIT_DATA": 2,
+    "RLIMIT_STACK": 3,
+    "RLIMIT_CORE": 4,
+    "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6,
+    "RLIMIT_NOFILE": 7,
+    "RLIMIT_MEMLOCK": 8,
+    "RLIMIT_AS": 9,
+    "RLIMIT_LOCKS": 10,
+    "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12,
+    "RLIMIT_NICE": 13,
+    "RLIMIT_RTPRIO": 14,
+    "RLIMIT_RTTIME": 15,
+}
+_SCHEDULERS = {
+    "SCHED_OTHER": 0,
+    "SCHED_FIFO": 1,
+    "SCHED_RR": 2,
+    "SCHED_BATCH": 3,
+    "SCHED_ISO": 4,
+    "SCHED_IDLE": 5,
+    "SCHED_DEADLINE": 6,
+}
+_SCHEDULER_FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 0x01,
+    "SCHED_FLAG_RECLAIM": 0x02,
+    "SCHED_FLAG_DL_OVERRUN": 0x04,
+    "SCHED_FLAG_KEEP_POLICY": 0x08,
+    "SCHED_FLAG_KEEP_PARAMS": 0x10,
+    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
+    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
+}
+_IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+
+
+class Rlimit(Record):
+    """One resource limit: the name's number, soft and hard value (2**64 - 1 is no limit)."""
+
+    name: str
+    number: int
+    soft: int
+    hard: int
+
+
+class Scheduler(Record):
+    """Arguments of sched_setattr(2); times in nanoseconds."""
+
+    policy: int
+    flags: int
+    nice: int
+    priority: int
+    runtime: int
+    deadline: int
+    period: int
+
+
+class Process(Record):
+    """What is executed, and as whom. `umask` and `oom_score_adj` are None where the spec has none."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    terminal: bool
+    console_size: tuple[int, int] | None  # rows, columns
+    uid: int
+    gid: int
+    additional_gids: tuple[int, ...]
+    umask: int | None
+    capabilities: Capabilities | None
+    rlimits: tuple[Rlimit, ...]
+    no_new_privileges: bool
+    apparmor_profile: str
+    oom_score_adj: int | None
+    scheduler: Scheduler | None
+    io_priority: int | None
+
+
+def read_process(document: Mapping[str, Any]) -> Process:
+    """Check a `process` object."""
+    w = "process."
+    user = get(document, "user", dict, {}, w)
+    args = strings(document, "args", w)
+    cwd = text(document, "cwd", w)
+    if not cwd:
+        raise InvalidArgument("Cwd property must not be empty")
+    if not cwd.startswith("/"):
+        raise InvalidArgument("Cwd must be an absolute path")
+    if not args:
+        raise InvalidArgument("args must not be empty")
+    if text(document, "selinuxLabel", w):
+        raise InvalidArgument(
+            "selinux label is specified in config, but selinux is disabled or not supported"
+        )
+    if document.get("execCPUAffinity"):
+        raise NotImplementedHere("process.execCPUAffinity is not supported")
+    size = get(document, "consoleSize", dict, {}, w)
+    rows = number(size, "height", w + "consoleSize.", 0, 0xFFFF)
+    columns = number(size, "width", w + "consoleSize.", 0, 0xFFFF)
+    gids = get(user, "additionalGids", list, [], w + "user.")
+    for gid in gids:
+        if not isinstance(gid, int) or isinstance(gid, bool) or not 0 <= gid <= ID_MAX:
+            raise InvalidArgument(f"process.user.additionalGids: invalid gid {gid!r}")
+    caps = document.get("capabilities")
+    score = document.get("oomScoreAdj")
+    return Process(
+        args=args,
+        env=strings(document, "env", w),
+        cwd=cwd,
+        terminal=get(document, "terminal", bool, False, w),
+        console_size=(rows, columns) if rows and columns else None,
+        uid=number(user, "uid", w + "user.", 0, ID_MAX),
+        gid=number(user, "gid", w + "user.", 0, ID_MAX),
+        additional_gids=tuple(gids),
+        umask=number(user, "umask", w + "user.", 0, 0o7777) if user.get("umask") is not None else None,
+        capabilities=Capabilities.read(get(document, "capabilities", dict, {}, w))
+        if caps is not None
+        else None,
+        rlimits=_read_rlimits(document),
+        no_new_privileges=get(document, "noNewPrivileges", bool, False, w),
+        apparmor_profile=text(document, "apparmorProfile", w),
+        oom_score_adj=number(document, "oomScoreAdj", w, -1000, 1000) if score is not None else None,
+        scheduler=_read_scheduler(document),
+        io_priority=_read_io_priority(document),
+    )
+
+
+def _read_rlimits(document: Mapping[str, Any]) -> tuple[Rlimit, ...]:
+    limits: dict[str, Rlimit] = {}
+    for item in objects(document, "rlimits", "process."):
+        name = text(item, "type", "process.rlimits.")
+        if name not in RLIMITS:
+            raise InvalidArgument(f"invalid rlimit type {name!r}")
+        if name in limits:
+            raise InvalidArgument(f"rlimit {name} is given twice")
+        soft = number(item, "soft", f"process.rlimits.{name}.", 0, 2**64 - 1)
+        hard = number(item, "hard", f"process.rlimits.{name}.", 0, 2**64 - 1)
+        limits[name] = Rlimit(name, RLIMITS[name], soft, hard)
+    return tuple(limits.values())
+
+
+def _read_scheduler(document: Mapping[str, Any]) -> Scheduler | None:
+    section = get(document, "scheduler", dict, {}, "process.")
+    if not section:
+        return None
+    w = "process.scheduler."
+    policy = text(section, "policy", w)
+    if policy not in _SCHEDULERS:
+        raise InvalidArgument(f"invalid scheduler policy {policy!r}")
+    flags = 0
+    for name in strings(section, "flags", w):
+        if name not in _SCHEDULER_FLAGS:
+            raise InvalidArgument(f"invalid scheduler flag {name!r}")
+        flags |= _SCHEDULER_FLAGS[name]
+    top = 2**64 - 1
+    return Scheduler(
+        policy=_SCHEDULERS[policy],
+        flags=flags,
+        nice=number(section, "nice", w, -20, 19),
+        priority=number(section, "priority", w, 0, 99),
+        runtime=number(section, "runtime", w, 0, top),
+        deadline=number(section, "deadline", w, 0, top),
+        period=number(section, "period", w, 0, top),
+    )
+
+
+def _read_io_priority(document: Mapping[str, Any]) -> int | None:
+    section = get(document, "ioPriority", dict, {}, "process.")
+    if not section:
+        return None
+    kind = text(section, "class", "process.ioPriority.")
+    if kind not in _IO_CLASSES:
+        raise InvalidArgument(f"invalid ioPriority.class {kind!r}")
+    return _IO_CLASSES[kind] << 13 | number(section, "priority", "process.ioPriority.", 0, 7)
