@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,10 +193,11 @@ class NetnsHelper:
     call; a call under way then is tried once more.
     """
 
-    def __init__(self, sock: socket.socket, pid: int) -> None:
+    def __init__(self, sock: socket.socket, pid: int, reap: Callable[[], object]) -> None:
         self._sock = sock
         self._sock.setblocking(False)
         self._pid = pid
+        self._reap = reap
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._last = 0
@@ -211,7 +213,7 @@ class NetnsHelper:
         pid = os.fork()
         if pid:
             theirs.close()
-            return cls(ours, pid)
+            return cls(ours, pid, lambda: _reap(pid))
         status = 1
         try:
             ours.close()
@@ -230,7 +232,7 @@ class NetnsHelper:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        return cls(ours, child.pid)
+        return cls(ours, child.pid, child.wait)
 
     async def lock(self, path: Path, timeout: float = 10.0) -> None:
         """Hold the lock file until the helper ends; Unavailable when another's helper keeps it."""
@@ -253,7 +255,7 @@ class NetnsHelper:
             return
         self._closed = True
         self._forget(errdefs.Unavailable("the namespace helper is closed"))
-        await asyncio.get_running_loop().run_in_executor(None, _reap, self._pid)
+        await asyncio.get_running_loop().run_in_executor(None, self._reap)
 
     async def _call(self, request: dict[str, Any], timeout: float) -> tuple[dict[str, Any], list[int]]:
         for attempt in (1, 2):
@@ -307,9 +309,10 @@ class NetnsHelper:
         if self._dead:
             async with self._reviving:
                 if self._dead:
-                    await loop.run_in_executor(None, _reap, self._pid)
+                    await loop.run_in_executor(None, self._reap)
                     fresh = await loop.run_in_executor(None, type(self).spawn)
-                    self._sock, self._pid, self._dead, self._loop = fresh._sock, fresh._pid, False, None
+                    self._sock, self._pid, self._reap = fresh._sock, fresh._pid, fresh._reap
+                    self._dead, self._loop = False, None
                     if self._lock:
                         path, timeout = self._lock
                         self._watch(loop)

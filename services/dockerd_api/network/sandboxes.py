@@ -90,10 +90,10 @@ def bridges_filter() -> bool:
 class Sandboxes:
     """Makes, keeps and removes the sandboxes of one engine."""
 
-    def __init__(self, helper: NetnsHelper, folder: Path, *, ready: int = 4, ready_bare: int = 1) -> None:
+    def __init__(self, helper: NetnsHelper, folder: Path, *, ready: int = 4) -> None:
         self._helper = helper
         self.folder = folder
-        self._size = {True: ready, False: ready_bare}
+        self._size = {True: ready, False: min(ready, 1)}
         self._ready: dict[bool, deque[Sandbox]] = {True: deque(), False: deque()}
         self._spec = SandboxSpec(path="")
         self._refilling: asyncio.Task[None] | None = None

@@ -35,7 +35,7 @@ def run(module: str, scenario: str, folder: Path) -> None:
     done = subprocess.run(
         [
             *("unshare", "--net", "--mount", "--propagation", "private"),
-            *(sys.executable, "-W", "error", "-W", "default::ResourceWarning", "-m", __name__),
+            *(sys.executable, "-W", "error", "-m", __name__),
             *(module, scenario, str(folder)),
         ],
         cwd=Path(__file__).parents[3],
