@@ -277,10 +277,16 @@ class Server:
         if not self._connections:
             self._empty.set()
 
+    def protocol(self) -> asyncio.Protocol:
+        """The protocol of one accepted connection."""
+        return _ServerConnection(self)
+
     async def serve(self, sock: socket.socket) -> None:
         """Accept connections on a bound Unix stream socket from now on."""
+        # Not create_unix_server, which from Python 3.13 on removes the path at close: the socket is the
+        # caller's.
         loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(lambda: _ServerConnection(self), sock=sock))
+        self._listeners.append(await loop.create_server(self.protocol, sock=sock, backlog=1024))
 
     async def close(self, *, flush: float = 1.0) -> None:
         """Stop accepting, give queued replies `flush` seconds to leave, end all connections."""
@@ -361,6 +367,13 @@ class Client:
         except OSError as error:
             raise errdefs.Unavailable(f"connect {path}: {error.strerror or error}") from error
         return cls(connection, transport, path)
+
+    @classmethod
+    async def over(cls, sock: socket.socket) -> Client:
+        """A client on a connected stream socket, which it owns from now on."""
+        loop = asyncio.get_running_loop()
+        transport, connection = await loop.create_connection(_ClientConnection, sock=sock)
+        return cls(connection, transport, "")
 
     @property
     def closed(self) -> bool:

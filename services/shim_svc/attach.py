@@ -1,0 +1,347 @@
+"""Clients of one process's streams. The shim has been handed their sockets and speaks the stream itself.
+
+Output goes out as frames of Docker's 8-byte header (stream number, three zeros, length u32 big-endian) or
+raw. A client that does not read keeps its own backlog (`spill`) and holds up nobody; when the backlog is
+full, the client is dropped. Input goes to the process, and is not read while the process does not take it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from pb.buoy.attach.v1 import Attach
+
+from shim_svc.detach import DetachKeys, parse_keys
+from shim_svc.logs import STREAMS, JsonFileLog
+from shim_svc.replay import LogCursor
+from shim_svc.spill import Spill
+from shim_svc.stdio import Input
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 64 * 1024
+_LINGER = 10.0  # seconds in which a client that has got everything is to close its side
+_HEADER = struct.Struct(">BxxxI")
+_NUMBER = {"stdout": 1, "stderr": 2}
+
+
+class Client:
+    """One attached connection. `closed` is called once when it is over."""
+
+    def __init__(
+        self,
+        attach: Attach,
+        sock: socket.socket,
+        *,
+        terminal: bool,
+        spill: Spill,
+        cursor: LogCursor | None,
+        log_file: JsonFileLog | None,
+        closed: Callable[[Client], None],
+    ) -> None:
+        self._attach = attach
+        self._sock = sock
+        self._terminal = terminal
+        self._spill = spill
+        self._cursor = cursor
+        self._log = log_file
+        self._closed = closed
+        self._keys = DetachKeys(parse_keys(attach.detach_keys) if terminal else b"")
+        self._input: Input | None = None
+        self._input_over = False
+        self._reading = False
+        self._writing = False
+        self._finishing = False
+        self._linger: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        if not attach.stdin:
+            self._read(True)
+        if cursor is not None:
+            self._pump()
+        elif not attach.stream:
+            self.finish()
+
+    # Output
+
+    def send(self, stream: str, data: bytes) -> None:
+        """Output of the process, as it comes."""
+        # While the log is being replayed, this output will be found there.
+        if self._cursor is None and not self._finishing:
+            self._put(stream, data)
+
+    def _put(self, stream: str, data: bytes) -> None:
+        if not (self._attach.stdout if stream == "stdout" else self._attach.stderr) or not data:
+            return
+        header = _HEADER.pack(_NUMBER[stream], len(data)) if self._attach.multiplexed else b""
+        sent = 0
+        if not self._spill.size:
+            try:
+                sent = self._sock.sendmsg([header, data], (), socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.close()
+                return
+        if sent < len(header) + len(data):
+            rest = (header + data)[sent:]
+            if not self._spill.append(rest):
+                log.warning("an attached client that does not read was dropped")
+                self.close()
+                return
+            self._write(True)
+
+    def _pump(self) -> None:
+        """Send the backlog, then go on with the replay; called whenever the socket takes bytes."""
+        while True:
+            try:
+                self._spill.send(self._sock)
+            except BlockingIOError:
+                self._write(True)
+                return
+            except OSError:
+                self.close()
+                return
+            if self._cursor is None:
+                break
+            entries = self._cursor.read()
+            if entries is None:
+                self._cursor.close()
+                self._cursor = None
+                assert self._log is not None
+                for stream in STREAMS:
+                    self._put(stream, self._log.unfinished(stream))
+                if not self._attach.stream:
+                    self._finishing = True
+                continue
+            for stream, data in entries:
+                self._put(stream, data)
+                if self._sock.fileno() < 0:
+                    return
+        if not self._spill.size:
+            self._write(False)
+            if self._finishing:
+                self._half_close()
+
+    def finish(self) -> None:
+        """No output will come any more: send what is left, then end the connection."""
+        if self._sock.fileno() < 0 or self._finishing:
+            return
+        self._finishing = True
+        if self._cursor is None and not self._spill.size:
+            self._half_close()
+
+    def _half_close(self) -> None:
+        # Closing with unread input would make the kernel reset the connection, and the client lose output.
+        if self._linger is not None or self._sock.fileno() < 0:
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        if self._input_over:
+            self.close()
+            return
+        self._linger = asyncio.get_running_loop().call_later(_LINGER, self.close)
+        self._read(True)
+
+    # Input
+
+    def begin_input(self, target: Input) -> None:
+        """The process has its stdin: pass on what came with the request, then what comes."""
+        if not self._attach.stdin or self._input is not None or self._sock.fileno() < 0:
+            return
+        self._input = target
+        leading, self._attach.leading_input = self._attach.leading_input, b""
+        if leading:
+            self._take(leading)
+        self._resume_input()
+
+    def _resume_input(self) -> None:
+        if self._sock.fileno() < 0 or self._input_over:
+            return
+        if self._input is not None and self._linger is None and self._input.when_drained(self._resume_input):
+            self._read(False)
+        else:
+            self._read(True)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end_of_input()
+            self.close()
+            return
+        if not data:
+            self._end_of_input()
+        elif self._attach.stdin and not self._finishing:
+            self._take(data)
+            self._resume_input()
+
+    def _take(self, data: bytes) -> None:
+        assert self._input is not None
+        data, detached = self._keys.feed(data)
+        self._input.write(data)
+        if detached:
+            self.finish()
+
+    def _end_of_input(self) -> None:
+        if self._input_over:
+            return
+        self._input_over = True
+        self._read(False)
+        if self._linger is not None or _hung_up(self._sock):
+            self.close()
+        if self._attach.stdin and self._input is not None and not self._finishing:
+            self._input.write(self._keys.rest())
+            if self._attach.stdin_once and not self._terminal:
+                self._input.end()
+            else:
+                self.finish()  # as Docker does: who can no longer type has left
+
+    # Both
+
+    def _read(self, wanted: bool) -> None:
+        if wanted != self._reading and self._sock.fileno() >= 0 and not (wanted and self._input_over):
+            self._reading = wanted
+            loop = asyncio.get_running_loop()
+            if wanted:
+                loop.add_reader(self._sock, self._readable)
+            else:
+                loop.remove_reader(self._sock)
+
+    def _write(self, wanted: bool) -> None:
+        if wanted != self._writing and self._sock.fileno() >= 0:
+            self._writing = wanted
+            loop = asyncio.get_running_loop()
+            if wanted:
+                loop.add_writer(self._sock, self._pump)
+            else:
+                loop.remove_writer(self._sock)
+
+    def close(self) -> None:
+        """End the connection at once."""
+        if self._sock.fileno() < 0:
+            return
+        self._read(False)
+        self._write(False)
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._cursor is not None:
+            self._cursor.close()
+        self._spill.close()
+        self._sock.close()
+        self._closed(self)
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the peer has closed both directions, so far as its kind of socket tells."""
+    poller = select.poll()
+    poller.register(sock, 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
+
+
+class _Stream:
+    """The sink of one output stream."""
+
+    def __init__(self, owner: Attachments, name: str) -> None:
+        self._owner = owner
+        self._name = name
+
+    def write(self, data: bytes) -> bool:
+        self._owner._output(self._name, data)
+        return True
+
+    def close(self) -> None:
+        self._owner._output_ended(self._name)
+
+
+class Attachments:
+    """The log and the clients of one process, from its Create or Exec until it is deleted.
+
+    spill_folder: where backlogs may lie; None for memory.
+    """
+
+    def __init__(self, *, terminal: bool, log_file: JsonFileLog | None, spill_folder: Path | None) -> None:
+        self._terminal = terminal
+        self._log = log_file
+        self._spill_folder = spill_folder
+        self._clients: list[Client] = []
+        self._seen: set[str] = set()
+        self._input: Input | None = None
+        self._over = False
+
+    def sink(self, stream: str) -> _Stream:
+        """Where the process's output stream goes."""
+        return _Stream(self, stream)
+
+    def add(self, attach: Attach, sock: socket.socket) -> None:
+        """Take over a client. One whose attach_id is known is acknowledged, and its second descriptor closed.
+
+        InvalidArgument for detach keys that are none.
+        """
+        if attach.attach_id in self._seen:
+            sock.close()
+            return
+        if self._terminal:
+            parse_keys(attach.detach_keys)
+        if attach.attach_id:
+            self._seen.add(attach.attach_id)
+        cursor = LogCursor(self._log) if attach.logs and self._log is not None else None
+        client = Client(
+            attach,
+            sock,
+            terminal=self._terminal,
+            spill=Spill(self._spill_folder),
+            cursor=cursor,
+            log_file=self._log,
+            closed=self._clients_remove,
+        )
+        if sock.fileno() < 0:
+            return
+        self._clients.append(client)
+        if self._input is not None:
+            client.begin_input(self._input)
+        if self._over:
+            client.finish()
+
+    def _clients_remove(self, client: Client) -> None:
+        if client in self._clients:
+            self._clients.remove(client)
+
+    def begin_input(self, target: Input | None) -> None:
+        """The process's stdin is there (None: it has none)."""
+        self._input = target
+        if target is not None:
+            for client in list(self._clients):
+                client.begin_input(target)
+
+    def _output(self, stream: str, data: bytes) -> None:
+        if self._log is not None:
+            self._log.write(stream, data)
+        for client in list(self._clients):
+            client.send(stream, data)
+
+    def _output_ended(self, stream: str) -> None:
+        if self._log is not None:
+            self._log.finish(stream)
+
+    def finish(self) -> None:
+        """The process is over and its output complete: let the clients have the rest and go."""
+        self._over = True
+        for client in list(self._clients):
+            client.finish()
+
+    def close(self) -> None:
+        """As `finish`; the clients that are left go on by themselves until they have everything."""
+        self.finish()
+        if self._log is not None:
+            self._log.close()

@@ -1,0 +1,123 @@
+"""The files of a bundle folder, as docs/contracts.md names them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import errdefs
+
+PREFIX = "dev.buoy."
+PROTOCOL = "ttrpc"
+VERSION = 3
+_PATH_MAX = 107  # bytes of a Unix socket's path, unix(7)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the shim needs of config.json."""
+
+    container_dir: Path
+    log_driver: str
+    log_path: str
+    log_max_size: int
+    log_max_file: int
+    own_pid_namespace: bool
+
+
+def read_spec(bundle: Path) -> Spec:
+    """Read config.json; InvalidArgument when it is missing, malformed or holds wrong annotations."""
+    try:
+        document = json.loads((bundle / "config.json").read_bytes())
+    except OSError as error:
+        raise errdefs.InvalidArgument(f"config.json: {error.strerror}") from error
+    except ValueError as error:
+        raise errdefs.InvalidArgument(f"config.json: {error}") from error
+    if not isinstance(document, dict):
+        raise errdefs.InvalidArgument("config.json: not an object")
+    annotations = document.get("annotations") or {}
+    driver = str(annotations.get(PREFIX + "log.driver", "none"))
+    path = str(annotations.get(PREFIX + "log.path", ""))
+    if driver not in ("json-file", "none"):
+        raise errdefs.InvalidArgument(f"{PREFIX}log.driver: unknown driver {driver!r}")
+    if driver == "json-file" and not os.path.isabs(path):
+        raise errdefs.InvalidArgument(f"{PREFIX}log.path: an absolute path is needed")
+    namespaces = ((document.get("linux") or {}).get("namespaces")) or []
+    return Spec(
+        container_dir=Path(annotations.get(PREFIX + "container-dir") or bundle),
+        log_driver=driver,
+        log_path=path,
+        log_max_size=_number(annotations, "log.max-size", 0),
+        log_max_file=max(1, _number(annotations, "log.max-file", 1)),
+        own_pid_namespace=any(ns.get("type") == "pid" and not ns.get("path") for ns in namespaces),
+    )
+
+
+def _number(annotations: dict[str, Any], name: str, default: int) -> int:
+    text = str(annotations.get(PREFIX + name) or default)
+    if not text.isdigit():
+        raise errdefs.InvalidArgument(f"{PREFIX}{name}: {text!r} is not a number")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """shim.json: what is needed to clean up behind a shim that is gone."""
+
+    namespace: str
+    id: str
+    runtime: str
+    runtime_root: str
+    systemd_cgroup: bool
+    container_dir: str
+    run: int
+    status: str
+    pid: int
+    started_at: str
+
+
+def write_state(bundle: Path, state: TaskState) -> None:
+    """Replace shim.json."""
+    write_file(bundle / "shim.json", json.dumps(asdict(state)))
+
+
+def read_state(bundle: Path) -> TaskState | None:
+    """shim.json, or None when it is missing or malformed."""
+    try:
+        return TaskState(**json.loads((bundle / "shim.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a small file in one step; it lies on tmpfs and is not synced."""
+    new = path.with_name(path.name + ".new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+    os.rename(new, path)
+
+
+def task_socket(sockets: Path, namespace: str, container: str, bundle: Path) -> Path:
+    """Where the Task socket of this container's shim is; InvalidArgument when the path is too long."""
+    digest = hashlib.sha256(f"{namespace}/{container}{bundle}".encode()).hexdigest()[:16]
+    path = sockets / f"{digest}.t"
+    check_socket_path(str(path))
+    return path
+
+
+def check_socket_path(path: str) -> None:
+    """InvalidArgument when no socket can be bound at `path`."""
+    if not os.path.isabs(path) or len(os.fsencode(path)) > _PATH_MAX:
+        raise errdefs.InvalidArgument(f"socket path {path!r}: must be absolute and at most {_PATH_MAX} bytes")
+
+
+def bootstrap(address: str) -> str:
+    """What `start` prints: how to reach the shim."""
+    return json.dumps({"version": VERSION, "address": address, "protocol": PROTOCOL}, separators=(",", ":"))

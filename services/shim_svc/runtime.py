@@ -1,0 +1,257 @@
+"""Calls of the OCI runtime: a child of the shim for each, with the command line of runc.
+
+The built-in runtime runs in the child as it is, without a new interpreter; any other is executed. Both get
+`--root <root>/<namespace> --log <bundle>/log.json --log-format json`, as containerd calls them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import errdefs
+from linux.syscalls import PR_SET_PDEATHSIG, prctl
+
+from shim_svc.forks import fork_child
+from shim_svc.reaper import Reaper
+from shim_svc.title import set_title
+
+BUILT_IN = "runc-bin"
+
+_Main = Callable[[list[str]], int]
+
+
+def built_in_main() -> _Main:
+    """The entry of the built-in runtime; imported here so that the shim's other parts do not need it."""
+    from runc_bin.__main__ import main
+
+    return main
+
+
+class Runtime:
+    """One OCI runtime as one container's shim uses it.
+
+    binary: empty, `runc-bin` or the built-in's own path for the built-in one; else a name or path to execute.
+    root: the folder that holds a folder of runtime states per namespace.
+    """
+
+    def __init__(
+        self, reaper: Reaper, *, binary: str, root: str, namespace: str, bundle: Path, systemd_cgroup: bool
+    ) -> None:
+        self.binary = binary or BUILT_IN
+        self.root = root
+        self._reaper = reaper
+        self._log = bundle / "log.json"
+        self._bundle = bundle
+        self.built_in = self.binary in (BUILT_IN, str(Path(sys.executable).parent / BUILT_IN))
+        self._program = ""
+        self._main: _Main | None = None
+        if self.built_in:
+            self._main = built_in_main()
+        else:
+            found = shutil.which(self.binary)
+            if found is None:
+                reason = f'exec: "{self.binary}": executable file not found in $PATH'
+                raise errdefs.InvalidArgument(f"unable to retrieve OCI runtime: {reason}")
+            self._program = found
+        self._options = [
+            "--root",
+            os.path.join(root, namespace),
+            "--log",
+            str(self._log),
+            "--log-format",
+            "json",
+            *(["--systemd-cgroup"] if systemd_cgroup else []),
+        ]
+
+    async def call(
+        self,
+        *words: str,
+        failure: str,
+        stdio: tuple[int, int, int] | None = None,
+        stdin: bytes = b"",
+        timeout: float = 60.0,
+    ) -> str:
+        """Run the runtime with these words behind its options; returns what it printed.
+
+        failure: what an error's message begins with ("OCI runtime create failed"). stdio: descriptors for the
+        runtime and so for the container's process; without it, `stdin` is fed and what it prints is gathered.
+        Errors: Internal with the runtime's own message; DeadlineExceeded after `timeout` seconds, when the
+        runtime is killed.
+        """
+        with ExitStack() as opened:
+            output = -1
+            if stdio is None:
+                output = os.memfd_create("runtime-output", os.MFD_CLOEXEC)
+                opened.callback(os.close, output)
+                source = _readable(stdin)
+                opened.callback(os.close, source)
+                stdio = (source, output, output)
+            before = self._log_size()
+            arguments = [*self._options, *words]
+            pid = fork_child(lambda: self._child(arguments), stdio=stdio)
+            ended = self._reaper.exit_of(pid)
+            try:
+                async with asyncio.timeout(timeout):
+                    exit_ = await asyncio.shield(ended)
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is the child's
+                await ended
+                raise errdefs.DeadlineExceeded(
+                    f"{failure}: {self.binary} {words[0]} did not end in {timeout:g} s"
+                ) from None
+            printed = os.pread(output, 16 << 20, 0).decode(errors="replace") if output >= 0 else ""
+            if exit_.status:
+                message = self._last_error(before)
+                if not message:
+                    message = f"{self.binary} did not terminate successfully: exit status {exit_.status}"
+                    if printed.strip():
+                        message += f": {printed.strip()}"
+                raise errdefs.Internal(f"{failure}: {message}")
+            return printed
+
+    def _child(self, arguments: list[str]) -> int:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self._main is None:
+            os.execv(self._program, [self.binary, *arguments])
+        set_title(f"{BUILT_IN} {' '.join(arguments)}", BUILT_IN)
+        return self._main(arguments)
+
+    def _log_size(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
+
+    def _last_error(self, offset: int) -> str:
+        """The last error that the runtime logged behind `offset`; empty when there is none."""
+        found = ""
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(offset)
+                lines = file.read().splitlines()
+        except OSError:
+            return ""
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and entry.get("level") == "error":
+                found = str(entry.get("msg", "")).strip()
+        return found
+
+    # The verbs, in the words of runc's command line.
+
+    async def create(
+        self,
+        container: str,
+        *,
+        pid_file: Path,
+        stdio: tuple[int, int, int],
+        console_socket: str,
+        no_pivot: bool,
+        no_new_keyring: bool,
+    ) -> None:
+        """Make the container with its init process waiting to be started."""
+        await self.call(
+            "create",
+            "--bundle",
+            str(self._bundle),
+            *_flags(console_socket, pid_file),
+            *(["--no-pivot"] if no_pivot else []),
+            *(["--no-new-keyring"] if no_new_keyring else []),
+            container,
+            failure="OCI runtime create failed",
+            stdio=stdio,
+            timeout=120.0,
+        )
+
+    async def start(self, container: str) -> None:
+        """Let the init process run its program."""
+        await self.call("start", container, failure="OCI runtime start failed", timeout=120.0)
+
+    async def exec(
+        self,
+        container: str,
+        *,
+        process: Path,
+        pid_file: Path,
+        stdio: tuple[int, int, int],
+        console_socket: str,
+    ) -> None:
+        """Run one more process, described by the file `process`, in the container."""
+        await self.call(
+            "exec",
+            "--process",
+            str(process),
+            *(["--console-socket", console_socket] if console_socket else []),
+            "--detach",
+            "--pid-file",
+            str(pid_file),
+            container,
+            failure="OCI runtime exec failed",
+            stdio=stdio,
+            timeout=120.0,
+        )
+
+    async def kill(self, container: str, number: int, *, every: bool) -> None:
+        """Send a signal to init, or to every process of the container."""
+        await self.call(
+            "kill", *(["--all"] if every else []), container, str(number), failure="OCI runtime kill failed"
+        )
+
+    async def delete(self, container: str, *, force: bool = False) -> None:
+        """Remove the container. One that the runtime does not know is no error."""
+        try:
+            await self.call(
+                "delete", *(["--force"] if force else []), container, failure="failed to delete task"
+            )
+        except errdefs.Internal as error:
+            if "does not exist" not in error.message:
+                raise
+
+    async def pause(self, container: str) -> None:
+        """Freeze every process of the container."""
+        await self.call("pause", container, failure="OCI runtime pause failed")
+
+    async def resume(self, container: str) -> None:
+        """Let them run on."""
+        await self.call("resume", container, failure="OCI runtime resume failed")
+
+    async def pids(self, container: str) -> list[int]:
+        """The processes of the container, as numbers of the shim's pid namespace."""
+        text = await self.call("ps", "--format", "json", container, failure="OCI runtime ps failed")
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise errdefs.Internal(f"OCI runtime ps failed: unreadable output {text[:200]!r}") from None
+        return [int(pid) for pid in found or []]
+
+    async def update(self, container: str, resources: bytes) -> None:
+        """Change limits; resources: the JSON of the OCI `linux.resources` object."""
+        await self.call(
+            "update", "--resources", "-", container, failure="OCI runtime update failed", stdin=resources
+        )
+
+
+def _flags(console_socket: str, pid_file: Path) -> Sequence[str]:
+    console = ["--console-socket", console_socket] if console_socket else []
+    return ["--pid-file", str(pid_file), *console]
+
+
+def _readable(data: bytes) -> int:
+    """A descriptor that `data` can be read from."""
+    if not data:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.memfd_create("runtime-input", os.MFD_CLOEXEC)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
