@@ -1,95 +1,54 @@
-"""`runc-bin`: the command line of `libcontainer`, called as runc is called.
-
-`main` may also be called in a forked child of a warm process, after `runc_bin.warm()`; it returns the exit
-code.
-"""
+"""`runc-bin`: the command line of `libcontainer`, called as runc is called."""
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
-from errdefs import BuoyError, FailedPrecondition, InvalidArgument, NotImplementedHere
-
-from runc_bin import cli
-from runc_bin.libcontainer.failures import reason
-from runc_bin.log import Log
-from runc_bin.output import emit
-
-VERSION = "0.1.0"
+_ENTERING = ("create", "run", "exec")
+_DEFAULT_ROOT = "/run/buoy-runc"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. `argv` is without the program's name; None takes this process's own arguments.
+    """Run one command and return its exit code.
 
-    Returns the exit code: 0, the program's own after a foreground `run` or `exec`, 1 for an error, 255 for
-    a failed exec.
+    `argv` are the arguments, as a forked child of a warm process gives them (see `runc_bin.warm`); None takes
+    this process's own, and then a command that enters a container first goes on on a protected interpreter.
+    The code is 0, the program's own after a foreground `run` or `exec`, 1 for an error, 255 for a failed exec.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    log = None
-    verb = ""
-    # A life of milliseconds leaves no garbage worth collecting, and a collection in a forked child copies every
-    # page.
-    gc.disable()
-    try:
-        flags, verb, rest = cli.split(words)
-        if flags["version"]:
-            emit(f"runc-bin version {VERSION}\nspec: 1.2.0\n")
-            return 0
-        if not verb or verb in ("help", "h") or flags["help"]:
-            return _help(verb, rest)
-        if rest and rest[0] in ("--help", "-h"):
-            return _help("help", [verb])
-        _check_globals(flags)
-        log = Log(str(flags["log"]), str(flags["log-format"]), debug=bool(flags["debug"]))
-        context = cli.parse_verb(verb, rest, flags)
-        if os.geteuid() != 0:
-            raise FailedPrecondition("runc-bin must be run as root: it makes namespaces, mounts and cgroups")
-        code: int = command(context.verb).run(context, log)
-        return code
-    except BuoyError as error:
-        return _fail(log, verb, error.message)
-    except OSError as error:
-        return _fail(log, verb, reason(error))
-    finally:
-        if log is not None:
-            log.close()
+    words = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        _protect(words)
+    from runc_bin.dispatch import dispatch
+
+    return dispatch(words)
 
 
-def command(verb: cli.Verb) -> ModuleType:
-    """The module of a verb."""
-    name = f"runc_bin.commands.{verb.module or verb.name}"
-    __import__(name)
-    return sys.modules[name]
+def _protect(words: Sequence[str]) -> None:
+    """Have the interpreter out of containers' reach, before more is loaded than this file (CVE-2019-5736)."""
+    root, verb = _root_and_verb(words)
+    if verb in _ENTERING and os.geteuid() == 0:
+        from linux.interpreter import protect_self
+
+        protect_self(os.path.join(os.path.abspath(root), "@python"))
 
 
-def _help(verb: str, rest: list[str]) -> int:
-    topic = rest[0] if verb in ("help", "h") and rest else ""
-    emit(cli.usage(cli.VERBS.get(topic)))
-    return 0
-
-
-def _fail(log: Log | None, verb: str, message: str) -> int:
-    if verb in ("create", "run"):
-        message = f"runc {verb} failed: {message}"
-    elif verb == "exec":
-        message = f"exec failed: {message}"
-    (log or Log("", "text", debug=False)).fatal(message)
-    return 255 if verb == "exec" else 1
-
-
-def _check_globals(flags: dict[str, cli.Value]) -> None:
-    if flags["systemd-cgroup"]:
-        raise NotImplementedHere("--systemd-cgroup is not supported: use the cgroupfs driver")
-    if str(flags["rootless"]).lower() not in ("auto", "", "false", "0", "f"):
-        raise NotImplementedHere("--rootless is not supported")
-    root = os.path.abspath(str(flags["root"]))
-    if root == "/":
-        raise InvalidArgument("Option --root argument should not be set to /")
-    flags["root"] = root
+def _root_and_verb(words: Sequence[str]) -> tuple[str, str]:
+    """What `cli.split` will find, by a look that needs no import."""
+    root = _DEFAULT_ROOT
+    index = 0
+    while index < len(words):
+        name, equals, value = words[index].lstrip("-").partition("=")
+        index += 1
+        if not words[index - 1].startswith("-"):
+            return root, name
+        if name in ("root", "log", "log-format", "rootless") and not equals:
+            value = words[index] if index < len(words) else ""
+            index += 1
+        if name == "root":
+            root = value
+    return root, ""
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from errdefs import BuoyError, InvalidArgument, NotFound
 
 from runc_bin.cli import DEFAULT_ROOT, Context
 from runc_bin.commands.state import describe
-from runc_bin.libcontainer.state import FILTER_CACHE, load_state
+from runc_bin.libcontainer.state import load_state
 from runc_bin.log import Log
 from runc_bin.output import emit
 
@@ -21,7 +21,7 @@ def run(context: Context, log: Log) -> int:
     root = context.root
     try:
         names = sorted(
-            entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name != FILTER_CACHE
+            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("@")
         )
     except FileNotFoundError:
         if root != DEFAULT_ROOT:

@@ -1,6 +1,6 @@
 """The `process` object of the runtime spec (config.json, process.json), checked.
 
-Errors are `errdefs.InvalidArgument` naming the field, or `errdefs.NotImplementedHere` for a part that is not built.
+Errors are `errdefs.InvalidArgument` naming the field, or `errdefs.NotImplementedHere` for what is not built.
 Source: opencontainers/runtime-spec, config.md "Process".
 """
 

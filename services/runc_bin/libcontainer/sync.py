@@ -18,8 +18,8 @@ A SEQPACKET socket pair; a packet is one letter and a payload.
     or      ◄──────────────────────────────────   ERROR text
 
 Until GO both work at once: what init does then dies with it. The device rules must be whole before it makes
-devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent. An exec has the
-same without hooks; its child waits for GO first of all.
+devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent. An exec has
+the same without hooks; its child waits for GO first of all.
 
 The end of the stream before READY means that the other side died; init
 then ends itself, so that a killed parent leaves nothing half made.

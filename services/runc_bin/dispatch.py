@@ -1,0 +1,82 @@
+"""From a command line to an exit code: global flags, log, verb, and how errors are told."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from errdefs import BuoyError, FailedPrecondition, InvalidArgument, NotImplementedHere
+
+from runc_bin import cli
+from runc_bin.libcontainer.failures import reason
+from runc_bin.log import Log
+from runc_bin.output import emit
+
+VERSION = "0.1.0"
+
+
+def dispatch(words: Sequence[str]) -> int:
+    """Run one command; `words` are its arguments. Returns its exit code: see `runc_bin.__main__.main`."""
+    log = None
+    verb = ""
+    # A life of milliseconds leaves no garbage worth collecting, and a collection copies every page of a fork.
+    gc.disable()
+    try:
+        flags, verb, rest = cli.split(words)
+        if flags["version"]:
+            emit(f"runc-bin version {VERSION}\nspec: 1.2.0\n")
+            return 0
+        if not verb or verb in ("help", "h") or flags["help"]:
+            return _help(verb, rest)
+        if rest and rest[0] in ("--help", "-h"):
+            return _help("help", [verb])
+        _check_globals(flags)
+        log = Log(str(flags["log"]), str(flags["log-format"]), debug=bool(flags["debug"]))
+        context = cli.parse_verb(verb, rest, flags)
+        if os.geteuid() != 0:
+            raise FailedPrecondition("runc-bin must be run as root: it makes namespaces, mounts and cgroups")
+        code: int = command(context.verb).run(context, log)
+        return code
+    except BuoyError as error:
+        return _fail(log, verb, error.message)
+    except Exception as error:  # the edge: whatever it is, the caller reads it in the log
+        return _fail(log, verb, reason(error))
+    finally:
+        if log is not None:
+            log.close()
+
+
+def command(verb: cli.Verb) -> ModuleType:
+    """The module of a verb."""
+    name = f"runc_bin.commands.{verb.module or verb.name}"
+    __import__(name)
+    return sys.modules[name]
+
+
+def _help(verb: str, rest: list[str]) -> int:
+    topic = rest[0] if verb in ("help", "h") and rest else ""
+    emit(cli.usage(cli.VERBS.get(topic)))
+    return 0
+
+
+def _fail(log: Log | None, verb: str, message: str) -> int:
+    if verb in ("create", "run"):
+        message = f"runc {verb} failed: {message}"
+    elif verb == "exec":
+        message = f"exec failed: {message}"
+    (log or Log("", "text", debug=False)).fatal(message)
+    return 255 if verb == "exec" else 1
+
+
+def _check_globals(flags: dict[str, cli.Value]) -> None:
+    if flags["systemd-cgroup"]:
+        raise NotImplementedHere("--systemd-cgroup is not supported: use the cgroupfs driver")
+    if str(flags["rootless"]).lower() not in ("auto", "", "false", "0", "f"):
+        raise NotImplementedHere("--rootless is not supported")
+    root = os.path.abspath(str(flags["root"]))
+    if root == "/":
+        raise InvalidArgument("Option --root argument should not be set to /")
+    flags["root"] = root
