@@ -1,0 +1,244 @@
+"""Make images: from an archive of `docker save`, from an OCI layout, from a bare file tree.
+
+Order, so that a crash leaves nothing half made: a lease, blobs held by it, snapshots held by it, config and
+manifest with labels that hold the rest, and the name last. On an error the lease is given back and containerd
+collects what it held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import platform
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import errdefs
+from linux.crashpoints import crashpoint
+from pb.containerd.services.leases import v1 as pb
+from pb.containerd.types import Descriptor
+from rpc.grpc import Channel
+
+from dockerd_api.images.archive import ArchivedImage, ArchivedLayer
+from dockerd_api.images.blobs import Blobs
+from dockerd_api.images.catalog import Catalog
+from dockerd_api.images.model import DANGLING, LAYER_SIZES, Image, Layer, chain_ids
+from dockerd_api.images.reference import Reference
+from dockerd_api.images.spool import Spool, compression, decompressed, peeked
+from dockerd_api.images.unpack import SNAPSHOTTER, Trees
+
+_LEASE = "dockerd-"
+_LEASE_HOURS = 24
+_COLLECT_TIMEOUT = 60.0
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_KEPT_COMPRESSIONS = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+# (type, action, id, attributes)
+Publish = Callable[[str, str, str, dict[str, str]], Awaitable[None]]
+
+
+def host_architecture() -> str:
+    """This machine's, in Go's words."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+class Loader:
+    """Writes images into containerd."""
+
+    def __init__(
+        self, channel: Channel, blobs: Blobs, trees: Trees, catalog: Catalog, publish: Publish
+    ) -> None:
+        self._leases = pb.LeasesStub(channel)
+        self._blobs = blobs
+        self._trees = trees
+        self._catalog = catalog
+        self._publish = publish
+
+    async def recover(self) -> None:
+        """Throw away what a process that died was making."""
+        await self._trees.remove_unfinished()
+        await self._blobs.abort_all(_LEASE)
+        answer = await self._leases.list(pb.ListRequest())
+        for lease in answer.leases:
+            if lease.id.startswith(_LEASE):
+                await self._give_back(lease.id, collect=True)
+
+    async def load(self, spool: Spool, image: ArchivedImage) -> list[str]:
+        """Make one image and its names; Docker's lines about it."""
+        async with self._lease() as lease:
+            layers = [
+                await self._store_layer(spool, number, layer, lease)
+                for number, layer in enumerate(image.layers)
+            ]
+            crashpoint("images.blobs-stored")
+            sizes = await self._trees.unpack(layers, lease)
+            target = await self._store_documents(image.config, image.manifest, layers, lease)
+            crashpoint("images.unpacked")
+            labels = {LAYER_SIZES: ",".join(map(str, sizes))}
+            lines = [line for tag in image.tags for line in await self.point(tag, image.id, target, labels)]
+            if not image.tags:
+                await self._keep_unnamed(image.id, target, labels)
+        await self._publish("image", "load", image.id, {"name": image.id})
+        return lines
+
+    async def import_tree(
+        self,
+        data: AsyncIterator[bytes],
+        tag: Reference | None,
+        *,
+        config: Mapping[str, Any],
+        message: str,
+        architecture: str = "",
+    ) -> str:
+        """Make an image of one layer from the tar of a file tree; its id."""
+        async with self._lease() as lease:
+            head, whole = await peeked(data)
+            kind = compression(head)
+            if kind not in _KEPT_COMPRESSIONS:
+                whole, kind = decompressed(whole, kind), ""
+            digest, size = await self._blobs.write(whole, ref=f"{lease}-layer", lease=lease)
+            media_type = _LAYER + _KEPT_COMPRESSIONS[kind]
+            blob = Descriptor(media_type=media_type, digest=digest, size=size)
+            diff_id, files = await self._trees.unpack_unknown(blob, lease)
+            layer = Layer(media_type, digest, size, diff_id)
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+            created = now.replace("+00:00", "Z")
+            document = {
+                "architecture": architecture or host_architecture(),
+                "comment": message,
+                "config": dict(config),
+                "created": created,
+                "history": [{"created": created, "comment": message}],
+                "os": "linux",
+                "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            }
+            data_ = json.dumps(document, separators=(",", ":")).encode()
+            image_id = f"sha256:{hashlib.sha256(data_).hexdigest()}"
+            target = await self._store_documents(data_, b"", [layer], lease)
+            labels = {LAYER_SIZES: str(files)}
+            if tag is None:
+                await self._keep_unnamed(image_id, target, labels)
+            else:
+                await self.point(tag, image_id, target, labels)
+        await self._publish("image", "import", image_id, {"name": image_id})
+        return image_id
+
+    async def unpack_again(self, image: Image) -> None:
+        """Have the snapshots of an image whose layers are in the content store but not, or no longer,
+        unpacked.
+        """
+        async with self._lease() as lease:
+            await self._trees.unpack(image.layers, lease)
+
+    async def keep(self, image: Image, without: str) -> None:
+        """Before the name `without` goes away: keep the image under the name of those that have none, when it
+        is the last.
+        """
+        if [name for name in image.names if name != without]:
+            return
+        record = await self._catalog.record(without)
+        if record is not None and record.target is not None:
+            await self._keep_unnamed(image.id, record.target, record.labels)
+
+    async def point(
+        self, tag: Reference, image_id: str, target: Descriptor, labels: Mapping[str, str]
+    ) -> list[str]:
+        """Let the name point at the image; one that loses its last name stays, unnamed."""
+        lines = []
+        name = str(tag)
+        for image in (await self._catalog.all()).values():
+            if name in image.names and image.id != image_id:
+                lines.append(
+                    f"The image {tag.familiar} already exists, "
+                    f"renaming the old one with ID {image.id} to empty string\n"
+                )
+                await self.keep(image, name)
+        await self._catalog.put(name, target, labels)
+        crashpoint("images.named")
+        await self._catalog.remove(f"{DANGLING}{image_id}")
+        return [*lines, f"Loaded image: {tag.familiar}\n"]
+
+    async def _keep_unnamed(self, image_id: str, target: Descriptor, labels: Mapping[str, str]) -> None:
+        known = (await self._catalog.all()).get(image_id)
+        if known is None or all(name.startswith(DANGLING) for name in known.names):
+            await self._catalog.put(f"{DANGLING}{image_id}", target, labels)
+
+    async def _store_layer(self, spool: Spool, number: int, layer: ArchivedLayer, lease: str) -> Layer:
+        head = spool.read(layer.piece, layer.piece.size, "") if layer.piece.size < 6 else b""
+        async for chunk in spool.stream(layer.piece):
+            head = chunk[:6]
+            break
+        kind = compression(head)
+        data = spool.stream(layer.piece)
+        expected = layer.digest
+        if kind == "":
+            expected = expected or layer.diff_id
+        elif kind not in _KEPT_COMPRESSIONS:
+            data, kind, expected = decompressed(data, kind), "", layer.diff_id
+        try:
+            digest, size = await self._blobs.write(
+                data, ref=f"{lease}-{number}", lease=lease, expected=expected
+            )
+        except errdefs.FailedPrecondition as error:
+            raise errdefs.InvalidArgument(f"invalid diffID for layer {number}: {error.message}") from error
+        return Layer(_LAYER + _KEPT_COMPRESSIONS[kind], digest, size, layer.diff_id)
+
+    async def _store_documents(
+        self, config: bytes, manifest: bytes, layers: Sequence[Layer], lease: str
+    ) -> Descriptor:
+        """Config and manifest, labelled so that a name holds everything: the manifest's descriptor."""
+        chain = chain_ids([layer.diff_id for layer in layers])
+        held = {f"containerd.io/gc.ref.snapshot.{SNAPSHOTTER}": chain[-1]} if chain else {}
+        config_digest = await self._blobs.write_document(
+            config, ref=f"{lease}-config", lease=lease, labels=held
+        )
+        if not manifest:
+            manifest = _manifest(config_digest, len(config), layers)
+        references = {"containerd.io/gc.ref.content.config": config_digest} | {
+            f"containerd.io/gc.ref.content.l.{number}": layer.digest for number, layer in enumerate(layers)
+        }
+        digest = await self._blobs.write_document(
+            manifest, ref=f"{lease}-manifest", lease=lease, labels=references
+        )
+        media_type = json.loads(manifest).get("mediaType") or _MANIFEST
+        return Descriptor(media_type=media_type, digest=digest, size=len(manifest))
+
+    @contextlib.asynccontextmanager
+    async def _lease(self) -> AsyncIterator[str]:
+        """A lease for one piece of work; on an error what it held is collected."""
+        lease = f"{_LEASE}{secrets.token_hex(12)}"
+        expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=_LEASE_HOURS)
+        labels = {"containerd.io/gc.expire": expires.isoformat(timespec="seconds").replace("+00:00", "Z")}
+        await self._leases.create(pb.CreateRequest(id=lease, labels=labels))
+        try:
+            yield lease
+        except BaseException:
+            with contextlib.suppress(errdefs.BuoyError):  # the first error is the one to tell
+                await self._give_back(lease, collect=True)
+            raise
+        await self._give_back(lease, collect=False)
+
+    async def _give_back(self, lease: str, *, collect: bool) -> None:
+        with contextlib.suppress(errdefs.NotFound):
+            await self._leases.delete(pb.DeleteRequest(id=lease, sync=collect), timeout=_COLLECT_TIMEOUT)
+
+
+def _manifest(config_digest: str, config_size: int, layers: Sequence[Layer]) -> bytes:
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": {"mediaType": _CONFIG, "digest": config_digest, "size": config_size},
+            "layers": [
+                {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}
+                for layer in layers
+            ],
+        },
+        separators=(",", ":"),
+    ).encode()

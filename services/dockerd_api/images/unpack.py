@@ -1,0 +1,163 @@
+"""Snapshots of images: layers unpacked one on the other, and one writable snapshot for each container."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+
+import errdefs
+from pb.containerd.services.diff import v1 as diff
+from pb.containerd.services.leases import v1 as leases
+from pb.containerd.services.snapshots import v1 as pb
+from pb.containerd.types import Descriptor, Mount
+from rpc.grpc import Channel
+
+from dockerd_api.images.model import Layer, chain_ids
+
+SNAPSHOTTER = "overlayfs"
+_UNPACKING = "extract-"
+_SIZE = "dev.buoy.layer-size"  # label of a committed snapshot: bytes of the files that its layer brings
+_UNPACKED = "dev.buoy.unpacked-size"  # annotation of Apply's answer: the same
+_APPLY_TIMEOUT = 3600.0  # seconds for one layer
+
+
+class Trees:
+    """The snapshot and diff services, as far as images need them."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._snapshots = pb.SnapshotsStub(channel)
+        self._diff = diff.DiffStub(channel)
+        self._leases = leases.LeasesStub(channel)
+
+    async def unpack(self, layers: Sequence[Layer], lease: str) -> list[int]:
+        """Have a committed snapshot for every layer; the bytes of files of each. What is there is not
+        unpacked again.
+
+        Raises InvalidArgument for a layer that is damaged, hostile, or not what the config says; nothing but
+        whole layers stays then.
+        """
+        sizes = []
+        parent = ""
+        for number, (layer, chain) in enumerate(
+            zip(layers, chain_ids([layer.diff_id for layer in layers]), strict=True)
+        ):
+            # Held before it is looked for: the collector may be at work.
+            await self._hold(lease, chain)
+            size = await self._size(chain)
+            if size is None:
+                blob = Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
+                _, size = await self._extract(
+                    blob, parent, lease, number=number, diff_id=layer.diff_id, chain=chain
+                )
+            sizes.append(size)
+            parent = chain
+        return sizes
+
+    async def exists(self, chain: str) -> bool:
+        """Whether the committed snapshot is there."""
+        return await self._stat(chain) is not None
+
+    async def prepare(self, key: str, parent: str) -> None:
+        """An active snapshot `key` on the committed `parent`. Raises NotFound (parent), AlreadyExists (key)."""
+        await self._snapshots.prepare(
+            pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent)
+        )
+
+    async def mounts(self, key: str) -> list[Mount]:
+        """What shows the snapshot `key`. Raises NotFound."""
+        answer = await self._snapshots.mounts(pb.MountsRequest(snapshotter=SNAPSHOTTER, key=key))
+        return list(answer.mounts)
+
+    async def remove(self, key: str) -> None:
+        """Remove a snapshot; fine when it is gone."""
+        with contextlib.suppress(errdefs.NotFound):
+            await self._snapshots.remove(pb.RemoveSnapshotRequest(snapshotter=SNAPSHOTTER, key=key))
+
+    async def usage(self, key: str) -> int:
+        """Bytes that the snapshot itself takes on disk. Raises NotFound."""
+        answer = await self._snapshots.usage(pb.UsageRequest(snapshotter=SNAPSHOTTER, key=key), timeout=60.0)
+        return answer.size
+
+    async def remove_unfinished(self) -> None:
+        """Remove what a process that died was unpacking."""
+        request = pb.ListSnapshotsRequest(snapshotter=SNAPSHOTTER, filters=[f"name~=^{_UNPACKING}"])
+        names = [info.name async for block in self._snapshots.list(request) for info in block.info]
+        for name in names:
+            await self.remove(name)
+
+    async def unpack_unknown(self, blob: Descriptor, lease: str) -> tuple[str, int]:
+        """Unpack a layer of which only the blob is known, on nothing: its diff id, and the bytes of its
+        files.
+        """
+        return await self._extract(blob, "", lease)
+
+    async def _extract(
+        self,
+        blob: Descriptor,
+        parent: str,
+        lease: str,
+        *,
+        number: int = 0,
+        diff_id: str = "",
+        chain: str = "",
+    ) -> tuple[str, int]:
+        """Unpack a blob on `parent` and commit it as `chain`, or as its own diff id; that id, and bytes of
+        files.
+        """
+        held = {"containerd-lease": lease}
+        # A key of its own for each try: two loads of one layer do not wait for each other, the first to
+        # commit wins.
+        key = f"{_UNPACKING}{secrets.token_hex(8)} {chain}"
+        prepared = await self._snapshots.prepare(
+            pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent), metadata=held
+        )
+        try:
+            answer = await self._diff.apply(
+                diff.ApplyRequest(diff=blob, mounts=prepared.mounts), timeout=_APPLY_TIMEOUT
+            )
+            applied = answer.applied or Descriptor()
+            if diff_id and applied.digest != diff_id:
+                raise errdefs.InvalidArgument(
+                    f'invalid diffID for layer {number}: expected "{diff_id}", got "{applied.digest}"'
+                )
+            size = int(applied.annotations.get(_UNPACKED) or applied.size)
+            await self._hold(lease, chain or applied.digest)
+            await self._commit(key, chain or applied.digest, size, held)
+        except BaseException:
+            with contextlib.suppress(errdefs.BuoyError):  # the first error is the one to tell
+                await self.remove(key)
+            raise
+        return applied.digest, size
+
+    async def _commit(self, key: str, name: str, size: int, held: dict[str, str]) -> None:
+        try:
+            await self._snapshots.commit(
+                pb.CommitSnapshotRequest(
+                    snapshotter=SNAPSHOTTER, name=name, key=key, labels={_SIZE: str(size)}
+                ),
+                metadata=held,
+            )
+        except errdefs.AlreadyExists:
+            await self.remove(key)
+
+    async def _hold(self, lease: str, chain: str) -> None:
+        await self._leases.add_resource(
+            leases.AddResourceRequest(
+                id=lease, resource=leases.Resource(id=chain, type=f"snapshots/{SNAPSHOTTER}")
+            )
+        )
+
+    async def _size(self, chain: str) -> int | None:
+        info = await self._stat(chain)
+        if info is None:
+            return None
+        text = info.labels.get(_SIZE, "")
+        return int(text) if text.isdigit() else await self.usage(chain)
+
+    async def _stat(self, key: str) -> pb.Info | None:
+        try:
+            answer = await self._snapshots.stat(pb.StatSnapshotRequest(snapshotter=SNAPSHOTTER, key=key))
+        except errdefs.NotFound:
+            return None
+        return answer.info
