@@ -23,7 +23,8 @@ def shared_engine() -> Iterator[Engine]:
 @pytest.fixture
 def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The shared engine; containers that the test leaves are removed behind it."""
+    before = set(shared_engine.out("ps", "-aq").split())
     yield shared_engine
-    left = shared_engine.out("ps", "-aq").split()
+    left = set(shared_engine.out("ps", "-aq").split()) - before
     if left:
         shared_engine.out("rm", "-f", *left)

@@ -28,7 +28,8 @@ class Engine:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self.state = Path(tempfile.mkdtemp(prefix="by-", dir="/tmp"))
         self.environment = {**os.environ, **(environment or {})}
-        self.host = f"unix://{self.state}/run/docker.sock"
+        self.socket = f"{self.state}/run/docker.sock"
+        self.host = f"unix://{self.socket}"
 
     def launcher(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Run one of the launcher's commands on this state; a failure is an AssertionError with its words."""
@@ -94,7 +95,7 @@ class Engine:
 
     def http(self, *, timeout: float = 30) -> httpx.Client:
         """A plain HTTP client on the API socket."""
-        transport = httpx.HTTPTransport(uds=f"{self.state}/run/docker.sock")
+        transport = httpx.HTTPTransport(uds=self.socket)
         return httpx.Client(transport=transport, base_url="http://localhost", timeout=timeout)
 
     def inspect(self, container: str) -> dict[str, Any]:
@@ -129,6 +130,21 @@ class Engine:
         while not holds():
             assert time.monotonic() < deadline, f"{what}: not within {timeout} s{self.logs()}"
             time.sleep(0.02)
+
+
+class ForeignEngine(Engine):
+    """An engine that somebody else runs: it is only talked to."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__()
+        self.host = host
+        self.socket = host.removeprefix("unix://")
+
+    def up(self) -> None:
+        pass
+
+    def purge(self) -> None:
+        shutil.rmtree(self.state, ignore_errors=True)
 
 
 def start_time(pid: int) -> str:

@@ -1,0 +1,128 @@
+"""An HTTP server of the test's own over hijack and streams, run by the launcher: `server.py asyncio|uvloop FOLDER`."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from dockerd_api import hijack
+from dockerd_api.streams.connections import Connections
+from dockerd_api.streams.fdstore import FdStore
+from dockerd_api.streams.reply import ReplyStream, Streams, response_head
+from rpc import service_manager
+
+folder = Path(sys.argv[2])
+passed = service_manager.listen_fds()
+store = FdStore(passed)
+connections = Connections(store)
+app = FastAPI()
+
+
+@app.get("/pid")
+async def pid() -> dict[str, int]:
+    return {"pid": os.getpid()}
+
+
+@app.get("/big")
+async def big(size: int) -> Response:
+    return Response(bytes(size))
+
+
+@app.get("/slow")
+async def slow() -> Response:
+    await asyncio.sleep(30)
+    return Response()
+
+
+@app.post("/body")
+async def body(request: Request) -> Response:
+    return Response(await request.body())
+
+
+@app.get("/count")
+async def count(request: Request, to: int) -> Response:
+    head = response_head("text/plain", chunked=True)
+    request.app.state.streams.begin("count", hijack.take(request), {"to": to}, head=head, chunked=True)
+    return Response()
+
+
+@app.get("/hold")
+async def hold(request: Request) -> Response:
+    head = response_head("text/plain", chunked=True)
+    request.app.state.streams.begin("hold", hijack.take(request), {}, head=head, chunked=True)
+    return Response()
+
+
+@app.post("/containers/refused/attach")
+async def refused() -> Response:
+    return Response('{"message":"no"}', status_code=404, media_type="application/json")
+
+
+@app.post("/containers/{name}/attach")
+async def attach(name: str, request: Request) -> Response:
+    """Sends back the body's size, the leading bytes, then everything that comes, until the client ends its sending."""
+    size = len(await request.body())
+    taken = hijack.take(request)
+    taken.released()
+    upgrade = "upgrade" in request.headers
+    head = b"HTTP/1.1 101 UPGRADED\r\n\r\n" if upgrade else b"HTTP/1.1 200 OK\r\n\r\n"
+
+    async def echo() -> None:
+        loop = asyncio.get_running_loop()
+        with taken.sock:
+            await loop.sock_sendall(taken.sock, head + b"%d:" % size + taken.leading)
+            while data := await loop.sock_recv(taken.sock, 65536):
+                await loop.sock_sendall(taken.sock, data)
+
+    request.app.state.echo = asyncio.create_task(echo())
+    return Response()
+
+
+async def produce_count(stream: ReplyStream) -> None:
+    for number in range(int(stream.position or "0"), stream.params["to"]):
+        stream.append(b"%d\n" % number, str(number + 1))
+        await stream.room()
+        if number % 10 == 0:
+            await asyncio.sleep(0.001)
+    stream.finish()
+
+
+async def produce_hold(stream: ReplyStream) -> None:
+    (folder / f"held-{stream.id}").touch()
+    stream.on_gone = lambda: (folder / f"gone-{stream.id}").touch()
+    while not (folder / "release").exists():
+        await asyncio.sleep(0.005)
+    stream.finish(b"released\n")
+
+
+async def main() -> None:
+    listening = service_manager.listening_socket(passed, "api.sock", str(folder / "none.sock"))
+    listening.setblocking(False)
+    streams = app.state.streams = Streams(store)
+    streams.produce("count", produce_count)
+    streams.produce("hold", produce_hold)
+    connections.recover(streams.holds)
+    streams.recover()
+    config = uvicorn.Config(
+        app, http=hijack.protocol(connections), ws="none", lifespan="off", log_level="warning",
+        timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([listening]))
+    while not server.started:
+        await asyncio.sleep(0.001)
+    await connections.adopt(server)
+    service_manager.ready()
+    await serving
+    await streams.close()
+
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+
+    uvloop.run(main())
+else:
+    asyncio.run(main())

@@ -1,0 +1,314 @@
+"""Client connections across restarts and kills of the server, with asyncio's loop and with uvloop."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import commands
+from launcher.control import ask
+from launcher.layout import Layout, Refused
+
+HERE = Path(__file__).parent
+
+
+class Api:
+    def __init__(self, state: Path, loop: str) -> None:
+        self.layout = Layout.of(str(state))
+        self.command = [sys.executable, str(HERE / "launch.py"), str(self.layout.state), loop]
+
+    def raw(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        sock.connect(str(self.layout.run / "api.sock"))
+        return sock
+
+    def http(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("docker")
+        connection.sock = self.raw()
+        return connection
+
+    def pid(self) -> int:
+        return int(self.layout.pid_file("api").read_text())
+
+    def kill(self) -> None:
+        """SIGKILL, and the next process answers."""
+        starts = self.status()["starts"]
+        os.kill(self.pid(), signal.SIGKILL)
+        until(lambda: self.status()["starts"] > starts and self.status()["phase"] == "ready")
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = ask(self.layout.control, 5.0, op="status")["services"]["api"]
+        return status
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    api = Api(tmp_path_factory.mktemp("api") / "state", request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "ping", lambda layout: True)
+        commands.up(api.layout, api.command)
+    try:
+        yield api
+    finally:
+        with contextlib.suppress(Refused):
+            commands.down(api.layout)
+
+
+@pytest.fixture
+def api(running: Api) -> Iterator[Api]:
+    yield running
+    # Whatever a test did, nothing stays in the store but the map of connections.
+    until(lambda: running.status()["stored"] == ["connstate"])
+    for path in running.layout.run.glob("*held-*"):
+        path.unlink()
+
+
+def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.01)
+
+
+def get(connection: http.client.HTTPConnection, path: str) -> bytes:
+    connection.request("GET", path)
+    return connection.getresponse().read()
+
+
+@pytest.mark.parametrize("how", ["kill", "restart"])
+def test_idle_connection_is_served_by_the_next_process(api: Api, how: str) -> None:
+    with contextlib.closing(api.http()) as used, contextlib.closing(api.http()) as fresh:
+        first = json.loads(get(used, "/pid"))["pid"]
+        until(lambda: len(api.status()["stored"]) == 3)
+        for _ in range(3):
+            if how == "kill":
+                api.kill()
+            else:
+                commands.restart(api.layout, "api")
+            # The very sockets: neither was closed nor opened again.
+            assert json.loads(get(used, "/pid"))["pid"] == api.pid() != first
+        assert json.loads(get(fresh, "/pid"))["pid"] == api.pid()
+
+
+def test_request_under_way_at_a_kill_ends_its_connection(api: Api) -> None:
+    with api.raw() as sock:
+        sock.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: len(api.status()["stored"]) == 2)
+        time.sleep(0.1)
+        api.kill()
+        assert sock.recv(10) == b""
+
+
+def test_half_sent_request_at_a_kill_ends_its_connection(api: Api) -> None:
+    with api.raw() as sock:
+        sock.sendall(b"GET /pid HT")
+        until(lambda: len(api.status()["stored"]) == 2)
+        time.sleep(0.1)
+        api.kill()
+        assert sock.recv(10) == b""
+
+
+def test_request_sent_while_nobody_runs_is_answered(api: Api) -> None:
+    with contextlib.closing(api.http()) as idle:
+        get(idle, "/pid")
+        os.kill(api.pid(), signal.SIGSTOP)
+        # The server reads nothing of this.
+        idle.request("GET", "/pid")
+        queued = api.http()
+        queued.request("GET", "/pid")
+        api.kill()
+        assert json.loads(idle.getresponse().read())["pid"] == api.pid()
+        assert json.loads(queued.getresponse().read())["pid"] == api.pid()
+        queued.close()
+
+
+def test_client_that_closes_leaves_the_store(api: Api) -> None:
+    connection = api.http()
+    get(connection, "/pid")
+    until(lambda: len(api.status()["stored"]) == 2)
+    connection.close()
+    until(lambda: api.status()["stored"] == ["connstate"])
+
+
+def test_server_that_closes_is_seen_by_the_client(api: Api) -> None:
+    with api.raw() as sock:
+        sock.sendall(b"GET /pid HTTP/1.0\r\n\r\n")
+        with sock.makefile("rb") as reply:
+            assert reply.read().startswith(b"HTTP/1.1 200")
+    with api.raw() as sock:
+        sock.sendall(b"nonsense\r\n\r\n")
+        with sock.makefile("rb") as reply:
+            assert reply.read().startswith(b"HTTP/1.1 400")
+
+
+def test_long_replies_are_exact_while_the_server_is_killed(api: Api) -> None:
+    total = 3000
+    bodies: list[bytes] = []
+
+    def client() -> None:
+        connection = api.http()
+        bodies.append(get(connection, f"/count?to={total}"))
+        connection.close()
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    until(lambda: sum(name.startswith("stream-") for name in api.status()["stored"]) == 8)
+    kills = 0
+    while any(thread.is_alive() for thread in clients) and kills < 20:
+        api.kill()
+        kills += 1
+        time.sleep(0.05)
+    for thread in clients:
+        thread.join(30)
+    expected = b"".join(b"%d\n" % number for number in range(total))
+    assert [body == expected for body in bodies] == [True] * 4
+    assert kills >= 2
+
+
+def test_stopped_client_blocks_nobody_and_loses_nothing(api: Api) -> None:
+    """A client that does not read for a while, over a kill, gets everything then."""
+    total = 300_000
+    with api.raw() as sock:
+        sock.sendall(b"GET /count?to=%d HTTP/1.0\r\n\r\n" % total)
+        until(lambda: any(name.startswith("stream-") for name in api.status()["stored"]))
+        with contextlib.closing(api.http()) as other:
+            get(other, "/pid")
+            api.kill()
+            get(other, "/pid")
+        # Numbers up to the total take a while to produce; what is looked at is their beginning.
+        with sock.makefile("rb") as reply:
+            while reply.readline().strip():
+                pass
+            got = b"".join(_chunks(reply, 200_000))
+    lines = got.split(b"\n")[:-1]
+    assert lines == [b"%d" % number for number in range(len(lines))]
+
+
+def _chunks(reply: Any, least: int) -> Iterator[bytes]:
+    size = 0
+    while size < least:
+        length = int(reply.readline(), 16)
+        if length == 0:
+            return
+        yield reply.read(length)
+        reply.readline()
+        size += length
+
+
+def test_client_that_leaves_a_waiting_reply_is_noticed(api: Api) -> None:
+    run = api.layout.run
+    connection = api.http()
+    connection.request("GET", "/hold")
+    connection.getresponse()
+    until(lambda: bool(list(run.glob("held-*"))))
+    api.kill()
+    connection.close()
+    until(lambda: bool(list(run.glob("gone-*"))) or not _streams(api))
+    for path in run.glob("gone-*"):
+        path.unlink()
+
+
+def _streams(api: Api) -> list[str]:
+    return [name for name in api.status()["stored"] if name.startswith("stream-")]
+
+
+def test_waiting_reply_survives_kills_and_a_restart(api: Api) -> None:
+    connection = api.http()
+    connection.request("GET", "/hold")
+    response = connection.getresponse()
+    for _ in range(3):
+        api.kill()
+    commands.restart(api.layout, "api")
+    (api.layout.run / "release").touch()
+    assert response.read() == b"released\n"
+    (api.layout.run / "release").unlink()
+    connection.close()
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: tcp\r\n"
+
+
+@pytest.mark.parametrize("upgrade", [True, False])
+@pytest.mark.parametrize("body", [b"", b'{"Detach":false}'])
+@pytest.mark.parametrize("pieces", [1, 2, 1000])
+def test_bytes_behind_a_request_arrive_once(api: Api, upgrade: bool, body: bytes, pieces: int) -> None:
+    length = b"Content-Length: %d\r\n" % len(body) if body else b""
+    request = b"POST /containers/x/attach HTTP/1.1\r\nHost: x\r\n" + (UPGRADE if upgrade else b"") + length
+    leading = b"GET / HTTP/1.1\r\n\r\nleading\n"
+    everything = request + b"\r\n" + body + leading
+    with api.raw() as sock:
+        step = -(-len(everything) // pieces)
+        for at in range(0, len(everything), step):
+            sock.sendall(everything[at : at + step])
+            time.sleep(0.0005)
+        sock.sendall(b"later\n")
+        sock.shutdown(socket.SHUT_WR)
+        with sock.makefile("rb") as reply:
+            got = reply.read()
+    head, _, rest = got.partition(b"\r\n\r\n")
+    assert head == (b"HTTP/1.1 101 UPGRADED" if upgrade else b"HTTP/1.1 200 OK")
+    assert rest == b"%d:" % len(body) + leading + b"later\n"
+
+
+@pytest.mark.parametrize("upgrade", [True, False])
+def test_connection_goes_on_behind_a_refused_attach(api: Api, upgrade: bool) -> None:
+    request = b"POST /containers/refused/attach HTTP/1.1\r\nHost: x\r\n" + (UPGRADE if upgrade else b"")
+    with api.raw() as sock:
+        sock.sendall(request + b"\r\nGET /pid HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        with sock.makefile("rb") as reply:
+            got = reply.read()
+    assert got.startswith(b"HTTP/1.1 404")
+    assert b'{"message":"no"}HTTP/1.1 200 OK' in got
+
+
+def test_half_closed_client_gets_its_reply(api: Api) -> None:
+    with api.raw() as sock:
+        sock.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+        sock.shutdown(socket.SHUT_WR)
+        with sock.makefile("rb") as reply:
+            got = reply.read()
+    assert got.startswith(b"HTTP/1.1 200")
+    assert got.endswith(b"hello")
+
+
+def test_pipelined_and_chunked_requests(api: Api) -> None:
+    chunked = b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    plain = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nxyz"
+    last = b"GET /pid HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with api.raw() as sock:
+        sock.sendall(plain + plain + chunked)
+        time.sleep(0.05)
+        sock.sendall(last)
+        with sock.makefile("rb") as reply:
+            got = reply.read()
+    assert got.count(b"HTTP/1.1 200") == 4
+    assert got.count(b"\r\n\r\nxyz") == 2
+    assert b"\r\n\r\nabcde" in got
+
+
+def test_big_reply_then_idle(api: Api) -> None:
+    """The connection counts as idle only when all of the reply has left."""
+    with contextlib.closing(api.http()) as connection:
+        connection.request("GET", f"/big?size={8 << 20}")
+        response = connection.getresponse()
+        time.sleep(0.1)
+        api.kill()
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+    with contextlib.closing(api.http()) as connection:
+        assert len(get(connection, f"/big?size={8 << 20}")) == 8 << 20
+        assert get(connection, "/pid")
