@@ -147,7 +147,9 @@ def _layers(descriptors: Sequence[Any], diff_ids: Sequence[str]) -> Iterable[Lay
 
 
 def _image(documents: Documents, records: Sequence[pb.Image]) -> Image:
-    tags, digests, sizes, tagged_at = [], [], "", 0.0
+    tags: list[str] = []
+    digests: list[str] = []
+    sizes, tagged_at = "", 0.0
     for record in sorted(records, key=lambda record: record.name):
         sizes = sizes or record.labels.get(LAYER_SIZES, "")
         if record.name.startswith(DANGLING):

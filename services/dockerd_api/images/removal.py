@@ -1,4 +1,4 @@
-"""Remove images: which names go, when the image itself goes, and what forbids it (Docker's rules and words)."""
+"""Remove images: which names go, when the image itself goes, what forbids it (Docker's rules and words)."""
 
 from __future__ import annotations
 

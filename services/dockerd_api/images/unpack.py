@@ -59,7 +59,7 @@ class Trees:
         return await self._stat(chain) is not None
 
     async def prepare(self, key: str, parent: str) -> None:
-        """An active snapshot `key` on the committed `parent`. Raises NotFound (parent), AlreadyExists (key)."""
+        """An active snapshot `key` on the committed `parent`. Raises NotFound, AlreadyExists."""
         await self._snapshots.prepare(
             pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent)
         )

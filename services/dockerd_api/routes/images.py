@@ -1,0 +1,144 @@
+"""/images: load, import, list, inspect, history, tag, remove."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import errdefs
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from dockerd_api.images import Images, listing, reference
+
+router = APIRouter()
+
+_VERSION = re.compile(r"/v(\d+)\.(\d+)/")
+_NEWEST = (1, 50)
+_FALSE = ("", "0", "no", "false", "none")
+
+
+@router.get("/images/json")
+async def list_images(request: Request) -> Response:
+    """Every image, filtered."""
+    query = request.query_params
+    version = _version(request)
+    filters = dict(listing.parse_filters(query.get("filters", "")))
+    if version < (1, 25) and "reference" not in filters and query.get("filter"):
+        filters["reference"] = [query["filter"]]
+    shared_size = version >= (1, 42) and _true(request, "shared-size")
+    entries = await _images(request).list(filters, all_=_true(request, "all"), shared_size=shared_size)
+    for entry in entries:
+        if version < (1, 43) and not entry["RepoTags"] and not entry["RepoDigests"]:
+            entry |= {"RepoTags": ["<none>:<none>"], "RepoDigests": ["<none>@<none>"]}
+        if version < (1, 44):
+            entry["VirtualSize"] = entry["Size"]
+    return JSONResponse(entries)
+
+
+@router.post("/images/load")
+async def load(request: Request) -> Response:
+    """Load an archive of `docker save`, or an OCI layout."""
+    lines = _images(request).load(request.stream())
+    # Until the first line nothing is sent, so that a bad archive gets a status of its own.
+    first = await anext(lines, None)
+
+    async def stream() -> AsyncIterator[bytes]:
+        if first is not None:
+            yield _line({"stream": first})
+            async for line in lines:
+                yield _line({"stream": line})
+
+    return StreamingResponse(stream(), media_type="application/json")
+
+
+@router.post("/images/create")
+async def create(request: Request) -> Response:
+    """Import the tar of a file tree (`fromSrc`). Pulling (`fromImage`) is not built."""
+    query = request.query_params
+    if query.get("fromImage"):
+        reference.parse(query["fromImage"].removesuffix(":"))
+        raise errdefs.NotImplementedHere("pulling is not implemented: use `docker load` or `docker import`")
+    source = query.get("fromSrc", "")
+    if source != "-":
+        raise errdefs.NotImplementedHere("importing from a URL is not implemented: send the archive itself")
+    image_id = await _images(request).import_(
+        request.stream(),
+        repository=query.get("repo", ""),
+        tag=query.get("tag", ""),
+        instructions=query.getlist("changes"),
+        message=query.get("message") or f"Imported from {source}",
+        architecture=_architecture(query.get("platform", "")),
+    )
+    return Response(_line({"status": image_id}), media_type="application/json")
+
+
+@router.get("/images/{name:path}/json")
+async def inspect(request: Request, name: str) -> Response:
+    """One image."""
+    version = _version(request)
+    if version >= (1, 48) and _true(request, "manifests") and request.query_params.get("platform"):
+        raise errdefs.InvalidArgument(
+            "conflicting options: manifests and platform options cannot both be set"
+        )
+    return JSONResponse(await _images(request).inspect(name, version))
+
+
+@router.get("/images/{name:path}/history")
+async def history(request: Request, name: str) -> Response:
+    """The steps that made an image."""
+    return JSONResponse(await _images(request).history(name))
+
+
+@router.post("/images/{name:path}/tag")
+async def tag(request: Request, name: str) -> Response:
+    """Give an image a further name."""
+    query = request.query_params
+    await _images(request).tag(name, query.get("repo", ""), query.get("tag", ""))
+    return Response(status_code=201)
+
+
+@router.delete("/images/{name:path}")
+async def remove(request: Request, name: str) -> Response:
+    """Remove a name, or an image."""
+    if not name.strip():
+        raise errdefs.InvalidArgument("image name cannot be blank")
+    records = await _images(request).remove(
+        name, force=_true(request, "force"), prune=not _true(request, "noprune")
+    )
+    return JSONResponse(records)
+
+
+def _images(request: Request) -> Images:
+    return cast(Images, request.app.state.images)
+
+
+def _version(request: Request) -> tuple[int, int]:
+    """The API version in the path as it was sent; the newest for a path without one."""
+    found = _VERSION.match(str(request.scope.get("root_path", "")) + request.scope["path"])
+    return (int(found[1]), int(found[2])) if found else _NEWEST
+
+
+def _true(request: Request, key: str) -> bool:
+    """Docker's reading of a boolean parameter: anything but a few words is true."""
+    return request.query_params.get(key, "").strip().lower() not in _FALSE
+
+
+def _architecture(platform: str) -> str:
+    """The architecture of `os/arch[/variant]`, or of `arch`; empty for the host's. Raises InvalidArgument."""
+    if not platform:
+        return ""
+    parts = platform.split("/")
+    if not all(re.fullmatch(r"[A-Za-z0-9_.-]+", part) for part in parts) or len(parts) > 3:
+        raise errdefs.InvalidArgument(f'"{platform}" is an invalid component of a platform')
+    if len(parts) == 1:
+        return "" if parts[0] == "linux" else parts[0]
+    if parts[0] != "linux":
+        raise errdefs.InvalidArgument(f"operating system {parts[0]} is not supported")
+    return parts[1]
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\r\n"
