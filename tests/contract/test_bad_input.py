@@ -169,7 +169,7 @@ def test_unknown_signal(engine: Engine) -> None:
         (("busybox", "/etc/passwd"), 126, "permission denied"),
         (
             ("-u", "nosuch", "busybox", "true"),
-            126,
+            125,
             "unable to find user nosuch: no matching entries in passwd",
         ),
         (("busybox", "sh", "-c", "exit 5"), 5, ""),
