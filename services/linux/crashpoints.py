@@ -1,9 +1,10 @@
-"""Named points at which a test can have a process killed, to prove that a crash there loses and leaks nothing.
+"""Named points at which a test has a process killed, to prove that a crash there loses and leaks nothing.
 
-A point is `crashpoint("room.step")` with a literal name, placed between two steps of a change. It costs one comparison.
-A process started with BUOY_CRASH_AT=room.step ends itself with SIGKILL when it gets there; with BUOY_CRASH_ONCE=path it
-creates that file first, and goes on when the file exists: so the service manager's next process survives the point.
-BUOY_CRASH_AT=* means every point; BUOY_CRASH_ONCE then names a folder, in which each point has a file of its name.
+A point is `crashpoint("room.step")` with a literal name, placed between two steps of a change. It costs one
+comparison. A process started with BUOY_CRASH_AT=room.step ends itself with SIGKILL when it gets there; with
+BUOY_CRASH_ONCE=path it creates that file first, and goes on when the file exists: so the service manager's next
+process survives the point. BUOY_CRASH_AT=* means every point; BUOY_CRASH_ONCE then names a folder, in which
+each point has a file of its name.
 """
 
 from __future__ import annotations
