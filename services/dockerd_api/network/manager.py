@@ -25,9 +25,9 @@ import errdefs
 from linux.crashpoints import crashpoint
 from storage.database import Database
 
-from dockerd_api.network import conntrack, documents, ports, resolv, settings, store
+from dockerd_api.network import conntrack, documents, files, ports, requests, settings, store
 from dockerd_api.network.drivers import Driver, gather
-from dockerd_api.network.drivers.bridge import Bridge, enable_forwarding
+from dockerd_api.network.drivers.bridge import Bridge, enable_forwarding, restore_forwarding
 from dockerd_api.network.drivers.predefined import Addressless
 from dockerd_api.network.firewall import Firewall, PortRule
 from dockerd_api.network.model import Attachment, AttachRequest, BoundPort, Endpoint, PortRequest
@@ -52,7 +52,8 @@ Listeners = list[tuple[BoundPort, socket.socket]]
 Texts = list[str]
 log = logging.getLogger(__name__)
 _LISTING = "firewall"
-_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_FORWARDING = "ip_forward"
+_LOOK_EVERY = 5.0
 
 
 def table_name(instance: str) -> str:
@@ -93,6 +94,8 @@ class Networks:
         self._ipv6 = ports.ipv6_listens()
         self._listing = ""
         self._warnings: Texts = []
+        self._looked = 0.0
+        self._looking: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -169,7 +172,7 @@ class Networks:
     def _establish(self, known: dict[str, Any], in_use: bool) -> dict[str, Any]:
         assert self._bridge is not None
         if self._settings.ip_forward:
-            enable_forwarding(self._exec_root / "ip_forward")
+            enable_forwarding(self._exec_root / _FORWARDING)
         state = self._bridge.establish(known, in_use=in_use)
         links = []
         for record in self._records.values():
@@ -187,7 +190,7 @@ class Networks:
         if firewall is None:
             return
         bridges = [self._bridge.rules] if self._bridge else []
-        rules = [rule for record in self._records.values() for rule in _rules(record)]
+        rules = [rule for record in self._records.values() for rule in record.rules()]
         await self._blocking(lambda: firewall.reconcile(bridges, rules, self._listing))
         await self._remember_listing()
         self._warnings = await self._blocking(self._look_for_warnings)
@@ -213,30 +216,7 @@ class Networks:
         self._check(request)
 
     def _check(self, request: AttachRequest) -> str:
-        """Checks a request; returns the network's name, or container:<id>."""
-        mode = request.mode or "default"
-        if mode.startswith("container:"):
-            target = mode.removeprefix("container:")
-            if target == request.container_id:
-                raise errdefs.InvalidArgument("cannot join own network namespace")
-            return mode
-        if mode == "default":
-            mode = "bridge" if self._bridge is not None else "none"
-        driver = self._drivers.get(mode)
-        if driver is None:
-            raise errdefs.NotFound(f"network {mode} not found")
-        for port in request.ports:
-            ports.check(port)
-        if request.mac_address and not _MAC.fullmatch(_mac(request.mac_address)):
-            raise errdefs.InvalidArgument(f"invalid MAC address: {request.mac_address}")
-        resolv.check_servers(request.dns)
-        resolv.extra_hosts(request.extra_hosts, self._gateways())
-        if mode != "bridge" and request.ipv4_address:
-            raise errdefs.InvalidArgument(
-                "user specified IP address is supported on user defined networks only"
-            )
-        driver.validate(request)
-        return mode
+        return requests.check(request, self._drivers, self._gateways())
 
     async def attach(self, request: AttachRequest) -> Attachment:
         """Connect a container that is about to start.
@@ -257,7 +237,9 @@ class Networks:
         target = self._joined(request)
         if target is None:
             other = request.mode.removeprefix("container:")
-            raise errdefs.NotFound(f"cannot join the network of container {other}: it is not running")
+            raise errdefs.Conflict(
+                f"cannot join network namespace of a non running container: container {other} is not running"
+            )
         record = Record(request, secrets.token_hex(32), "", "", (), ())
         await self._database.write(lambda c: store.put(c, record), durable=False)
         self._records[request.container_id] = record
@@ -284,7 +266,7 @@ class Networks:
                 if ready:
                     undo.callback(ready.release)
             if driver.bridged:
-                mac = _mac(request.mac_address) or (ready.mac if ready else random_mac())
+                mac = requests.mac(request.mac_address) or (ready.mac if ready else random_mac())
             else:
                 link = ""
             endpoint_id = secrets.token_hex(32)
@@ -340,7 +322,7 @@ class Networks:
             except OSError as error:
                 raise errdefs.Internal(f"network namespace {sandbox.name}: {error.strerror}") from None
             crashpoint("network.attach.address")
-            rules = _rules(record)
+            rules = record.rules()
             if rules and self._firewall is not None:
                 self._firewall.publish(rules)
                 crashpoint("network.attach.firewall")
@@ -395,7 +377,7 @@ class Networks:
         gather(f"detaching {container_id}", errors)
 
     async def _withdraw(self, record: Record) -> None:
-        rules, firewall = _rules(record), self._firewall
+        rules, firewall = record.rules(), self._firewall
         if not rules or firewall is None:
             return
 
@@ -411,25 +393,13 @@ class Networks:
     def _attachment(
         self, record: Record, listeners: tuple[tuple[BoundPort, socket.socket], ...] = ()
     ) -> Attachment:
-        request, chosen = record.request, self._settings
-        extra = resolv.extra_hosts(request.extra_hosts, self._gateways())
-        address = next((e.ip_address for e in record.endpoints if e.ip_address), "")
-        if record.netns:
-            hosts = resolv.hosts_text(
-                hostname=request.hostname,
-                domainname=request.domainname,
-                address=address,
-                extra=extra,
-                ipv6=self._ipv6,
-            )
-        else:
-            hosts = resolv.host_hosts(extra)
-        conf = resolv.container_conf(
-            resolv.host_conf(chosen.resolv_conf),
-            dns=request.dns or chosen.dns,
-            search=request.dns_search or chosen.dns_search,
-            options=request.dns_options or chosen.dns_options,
+        hosts, resolv_conf = files.texts(
+            record.request,
+            self._settings,
+            address=record.address,
             own_namespace=bool(record.netns),
+            gateways=self._gateways(),
+            ipv6=self._ipv6,
         )
         return Attachment(
             netns_path=str(self._sandboxes.path(record.netns)) if record.netns else None,
@@ -437,7 +407,7 @@ class Networks:
             endpoints=record.endpoints,
             ports=record.ports,
             hosts=hosts,
-            resolv_conf=conf.text(),
+            resolv_conf=resolv_conf,
             listeners=listeners,
         )
 
@@ -460,13 +430,30 @@ class Networks:
         return documents.network(row, self._drivers[row.name].inspect(row), attached)
 
     def warnings(self) -> Texts:
-        """What in the host's set-up keeps packets from containers, as lines for `info`; seen at start."""
+        """What in the host's set-up keeps packets from containers, as lines for `info`.
+
+        As it was when last looked at: at start, and at most every five seconds after somebody asked.
+        """
+        loop = asyncio.get_running_loop()
+        if self._looking is None and loop.time() > self._looked + _LOOK_EVERY:
+            self._looked = loop.time()
+            self._looking = loop.create_task(self._look_again())
         return [*self._warnings]
+
+    async def _look_again(self) -> None:
+        try:
+            self._warnings = await self._blocking(self._look_for_warnings)
+        except errdefs.BuoyError as error:
+            log.warning("the host's firewall cannot be read: %s", error)
+        finally:
+            self._looking = None
 
     # The end.
 
     async def close(self) -> None:
         """Stop; what is attached stays attached."""
+        if self._looking is not None:
+            await self._looking
         with contextlib.suppress(errdefs.BuoyError):
             await self._sandboxes.close()
         await self._helper.close()
@@ -487,11 +474,19 @@ class Networks:
                 bridge.remove()
             if firewall is not None:
                 firewall.purge()
+            restore_forwarding(memory)
 
+        memory = self._exec_root / _FORWARDING
         await self._blocking(remove)
 
     async def _blocking(self, fn: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._kernel, fn)
+        """`fn()` in the kernel thread. A cancelled caller waits for it, so that undoing comes after."""
+        future = asyncio.get_running_loop().run_in_executor(self._kernel, fn)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
 
     @contextlib.asynccontextmanager
     async def _locked(self, container_id: str) -> Any:
@@ -500,19 +495,6 @@ class Networks:
             yield
         if not lock.locked() and container_id not in self._records:
             self._locks.pop(container_id, None)
-
-
-def _mac(text: str) -> str:
-    return text.lower().replace("-", ":")
-
-
-def _rules(record: Record) -> list[PortRule]:
-    address = next((e.ip_address for e in record.endpoints if e.ip_address), "")
-    return [
-        PortRule(p.protocol, p.host_ip, p.host_port, address, p.container_port)
-        for p in record.ports
-        if ":" not in p.host_ip
-    ]
 
 
 def _udp(rules: Sequence[PortRule]) -> list[tuple[str, int]]:

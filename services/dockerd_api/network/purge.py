@@ -15,8 +15,7 @@ from pathlib import Path
 import errdefs
 from linux import netns
 
-from dockerd_api.network import netlink
-from dockerd_api.network.drivers.bridge import bridge_name, remove_link
+from dockerd_api.network.drivers.bridge import bridge_name, remove_link, restore_forwarding
 from dockerd_api.network.firewall import Firewall
 from dockerd_api.network.manager import table_name
 from dockerd_api.network.settings import Settings
@@ -33,24 +32,9 @@ def purge(instance: str, exec_root: Path) -> None:
     firewall.purge()
     firewall.close()
     remove_link(bridge_name(instance, Settings()))
-    _restore_forwarding(exec_root / "ip_forward")
+    restore_forwarding(exec_root / "ip_forward")
     with contextlib.suppress(FileNotFoundError):
         (exec_root / "netns.lock").unlink()
-
-
-def _restore_forwarding(memory: Path) -> None:
-    try:
-        before = memory.read_text().strip()
-    except FileNotFoundError:
-        return
-    kernel = netlink.Netlink.open()
-    try:
-        others = any(link.kind == "bridge" for link in kernel.links())
-    finally:
-        kernel.close()
-    if not others:
-        Path("/proc/sys/net/ipv4/ip_forward").write_text(before)
-    memory.unlink()
 
 
 def main(argv: list[str] | None = None) -> int:

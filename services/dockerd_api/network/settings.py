@@ -9,7 +9,7 @@ from typing import Any
 
 import errdefs
 
-from dockerd_api.network import ipam
+from dockerd_api.network import ipam, resolv
 
 _REFUSED = {
     "ipv6": "IPv6 on the default bridge",
@@ -70,6 +70,7 @@ def read(config: Mapping[str, object]) -> Settings:
     gateways = _texts(config, "host-gateway-ips") or tuple(filter(None, (_text(config, "host-gateway-ip"),)))
     for one in gateways:
         _parse("host-gateway-ips", one, ipaddress.ip_address)
+    resolv.check_servers(_texts(config, "dns"))
     return Settings(
         bridge=bridge,
         bip=bip,

@@ -13,24 +13,25 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dockerd_api.network.firewall import PortRule
 from dockerd_api.network.model import AttachRequest, BoundPort, Endpoint, PortRequest
 
 MIGRATION = """
-CREATE TABLE networks (
+CREATE TABLE IF NOT EXISTS networks (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     driver TEXT NOT NULL,
     created TEXT NOT NULL,
     state TEXT NOT NULL
 ) STRICT;
-CREATE TABLE network_sandboxes (
+CREATE TABLE IF NOT EXISTS network_sandboxes (
     container_id TEXT PRIMARY KEY,
     sandbox_id TEXT NOT NULL UNIQUE,
     netns TEXT NOT NULL,
     link TEXT NOT NULL,
     request TEXT NOT NULL
 ) STRICT;
-CREATE TABLE network_endpoints (
+CREATE TABLE IF NOT EXISTS network_endpoints (
     id TEXT PRIMARY KEY,
     container_id TEXT NOT NULL REFERENCES network_sandboxes ON DELETE CASCADE,
     network_id TEXT NOT NULL REFERENCES networks,
@@ -38,8 +39,8 @@ CREATE TABLE network_endpoints (
     document TEXT NOT NULL,
     UNIQUE (network_id, address)
 ) STRICT;
-CREATE INDEX network_endpoints_container ON network_endpoints (container_id);
-CREATE TABLE network_ports (
+CREATE INDEX IF NOT EXISTS network_endpoints_container ON network_endpoints (container_id);
+CREATE TABLE IF NOT EXISTS network_ports (
     protocol TEXT NOT NULL,
     host_ip TEXT NOT NULL,
     host_port INTEGER NOT NULL,
@@ -47,8 +48,8 @@ CREATE TABLE network_ports (
     container_port INTEGER NOT NULL,
     PRIMARY KEY (protocol, host_ip, host_port)
 ) STRICT;
-CREATE INDEX network_ports_container ON network_ports (container_id);
-CREATE TABLE network_facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS network_ports_container ON network_ports (container_id);
+CREATE TABLE IF NOT EXISTS network_facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 
 
@@ -74,13 +75,24 @@ class Record:
     endpoints: tuple[Endpoint, ...]
     ports: tuple[BoundPort, ...]
 
+    @property
+    def address(self) -> str:
+        """The container's first address; empty when it has none."""
+        return next((e.ip_address for e in self.endpoints if e.ip_address), "")
+
+    def rules(self) -> list[PortRule]:
+        """The firewall's share of the published ports: IPv6 ones are served by their listener alone."""
+        return [
+            PortRule(p.protocol, p.host_ip, p.host_port, self.address, p.container_port)
+            for p in self.ports
+            if ":" not in p.host_ip
+        ]
+
 
 def ensure(connection: sqlite3.Connection) -> None:
-    """Make the tables where the database's migrations have not (a database of the network room alone)."""
-    made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'network_facts'").fetchone()
-    if not made:
-        for statement in MIGRATION.split(";"):
-            connection.execute(statement)
+    """Make the tables where the database's own migrations have not."""
+    for statement in MIGRATION.split(";"):
+        connection.execute(statement)
 
 
 def networks(connection: sqlite3.Connection) -> list[NetworkRow]:

@@ -163,7 +163,7 @@ async def bad_requests_change_nothing(host: Host) -> None:
             (want(1, dns=("x",)), errdefs.InvalidArgument, "bad nameserver address: x"),
             (want(1, extra_hosts=("x",)), errdefs.InvalidArgument, 'bad format for add-host: "x"'),
             (want(1, mode=f"container:{CID}"), errdefs.InvalidArgument, "own network"),
-            (want(1, mode="container:other"), errdefs.NotFound, "not running"),
+            (want(1, mode="container:other"), errdefs.Conflict, "not running"),
         ):
             with pytest.raises(kind, match=re.escape(text)):
                 await networks.attach(request)

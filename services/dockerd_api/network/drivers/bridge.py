@@ -86,8 +86,11 @@ class Bridge:
             self._sysctl(f"ipv6/conf/{self.link}/accept_ra", "0")
             if self.gateway not in addresses:
                 kernel.transact(netlink.new_address(link.index, self.gateway))
-            if not link.up or (link.mtu != self._settings.mtu and not self._settings.bridge):
-                kernel.transact(netlink.set_link(link.index, up=True, mtu=self._settings.mtu))
+            mtu = (
+                0 if self._settings.bridge else self._settings.mtu
+            )  # an administrator's bridge keeps its own
+            if not link.up or mtu not in (0, link.mtu):
+                kernel.transact(netlink.set_link(link.index, up=True, mtu=mtu))
             self._sysctl(f"ipv4/conf/{self.link}/route_localnet", "1")
         except OSError as error:
             raise errdefs.Internal(f"bridge {self.link}: {error.strerror}") from None
@@ -244,3 +247,19 @@ def enable_forwarding(memory: Path) -> None:
         memory.write_text(before + "\n")
         os.chmod(memory, 0o600)
     switch.write_text("1")
+
+
+def restore_forwarding(memory: Path) -> None:
+    """Set forwarding to what `memory` kept (nothing kept: nothing done), unless another bridge needs it."""
+    try:
+        before = memory.read_text().strip()
+    except FileNotFoundError:
+        return
+    kernel = netlink.Netlink.open()
+    try:
+        others = any(link.kind == "bridge" for link in kernel.links())
+    finally:
+        kernel.close()
+    if not others:
+        Path("/proc/sys/net/ipv4/ip_forward").write_text(before)
+    memory.unlink()
