@@ -87,7 +87,8 @@ def check(engine: Engine, name: str, document: Any) -> Wanted:
     if not isinstance(document, dict):
         word = "array" if isinstance(document, list) else "string"
         raise errdefs.InvalidArgument(
-            f"invalid JSON: json: cannot unmarshal {word} into Go value of type runconfig.ContainerConfigWrapper"
+            f"invalid JSON: json: cannot unmarshal {word} into Go value of type "
+            "runconfig.ContainerConfigWrapper"
         )
     bare = validate.name(name) if name else ""
     keys = {key.lower(): value for key, value in document.items()}
@@ -97,12 +98,14 @@ def check(engine: Engine, name: str, document: Any) -> Wanted:
     networking = _object(keys.get("networkingconfig"), "ContainerConfigWrapper.NetworkingConfig")
     validate.config(config)
     validate.combinations(config, host_config)
+    _daemon_defaults(engine, host_config)
     warnings = validate.host_config(host_config, engine.host, engine.settings.runtimes)
     validate.shared_namespaces(host_config, engine.store.resolve)
     endpoints = _endpoints(networking, config, host_config)
     if host_config["CgroupnsMode"] == "":
         private = engine.host.cgroup_version == 2 and not host_config["Privileged"]
-        host_config["CgroupnsMode"] = "private" if private else "host"
+        chosen = "" if host_config["Privileged"] else engine.settings.cgroupns_mode
+        host_config["CgroupnsMode"] = chosen or ("private" if private else "host")
     if host_config["Init"] is None and engine.settings.init:
         host_config["Init"] = True
     engine.security.check(host_config)
@@ -110,6 +113,19 @@ def check(engine: Engine, name: str, document: Any) -> Wanted:
     host_config["MaskedPaths"], host_config["ReadonlyPaths"] = masked, readonly
     mounts.plan(host_config)
     return Wanted(bare, config, host_config, {"EndpointsConfig": endpoints}, warnings)
+
+
+def _daemon_defaults(engine: Engine, host_config: dict[str, Any]) -> None:
+    """What daemon.json says of containers that say nothing."""
+    settings = engine.settings
+    if not (host_config["LogConfig"] or {}).get("Type"):
+        own = (host_config["LogConfig"] or {}).get("Config") or {}
+        host_config["LogConfig"] = {
+            "Type": settings.log_driver,
+            "Config": {**settings.log_options, **own},
+        }
+    host_config["ShmSize"] = host_config["ShmSize"] or settings.shm_size
+    host_config["Runtime"] = host_config["Runtime"] or settings.default_runtime
 
 
 async def _make(
@@ -217,8 +233,8 @@ def _endpoints(
     mac = next((endpoint["MacAddress"] for endpoint in result.values() if endpoint["MacAddress"]), "")
     if own and mac and own.lower() != mac.lower():
         raise errdefs.InvalidArgument(
-            "the container-wide MAC address must match the endpoint-specific MAC address for the main network, "
-            "or be left empty"
+            "the container-wide MAC address must match the endpoint-specific MAC address for the main "
+            "network, or be left empty"
         )
     for text in (own, mac):
         parts = text.split(":")

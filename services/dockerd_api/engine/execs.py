@@ -63,6 +63,10 @@ class Execs:
         """Starts it with the client's connection as its stdio; the shim has the connection before it runs."""
         await self._start(exec_id, attach, console_size)
 
+    async def check_start(self, exec_id: str) -> None:
+        """`check_startable` as the stream room asks for it."""
+        self.check_startable(exec_id)
+
     def check_startable(self, exec_id: str) -> Exec:
         """Raises what `start_*` would say of the exec's and the container's state, before a connection is
         taken.

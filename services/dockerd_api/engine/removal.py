@@ -6,10 +6,12 @@ import asyncio
 import dataclasses
 import logging
 import shutil
+from collections.abc import Mapping
 
 import errdefs
 from linux.crashpoints import crashpoint
 
+from dockerd_api.engine import filters
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container, Phase, WaitOutcome
 from dockerd_api.engine.release import release
@@ -81,6 +83,24 @@ async def forget(engine: Engine, record: Container) -> None:
     await engine.containers.removed(record.id, WaitOutcome(record.state.exit_code))
     crashpoint("engine.remove.told")
     await engine.store.delete(record.id, durable=True)
+
+
+async def prune(engine: Engine, wanted: Mapping[str, list[str]]) -> tuple[list[str], int]:
+    """Removes every stopped container that matches; answers their ids and the bytes that they had written."""
+    removed: list[str] = []
+    reclaimed = 0
+    for record in engine.store.all():
+        if not filters.prunable(record, wanted):
+            continue
+        try:
+            size = await engine.images.snapshot_usage(record.id)
+            await remove(engine, record.id)
+        except errdefs.BuoyError as error:
+            log.warning("container %s is not pruned: %s", record.id, error)
+            continue
+        removed.append(record.id)
+        reclaimed += size
+    return removed, reclaimed
 
 
 async def remove_exited(engine: Engine, record: Container) -> None:

@@ -1,4 +1,4 @@
-"""Starting a container, in the numbered steps of docs/flows/run.md; a failure undoes them in reverse order."""
+"""Starting a container, in the steps of docs/flows/run.md; a failure undoes them in reverse order."""
 
 from __future__ import annotations
 

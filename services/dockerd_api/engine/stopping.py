@@ -188,5 +188,6 @@ async def _end(exited: asyncio.Future[WaitOutcome], record: Container) -> None:
             await asyncio.shield(exited)
     except TimeoutError:
         raise errdefs.DeadlineExceeded(
-            f"cannot kill container: {record.name}: tried to kill container, but did not receive an exit event"
+            f"cannot kill container: {record.name}: "
+            "tried to kill container, but did not receive an exit event"
         ) from None
