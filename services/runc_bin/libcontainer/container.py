@@ -84,24 +84,25 @@ def start(root: str, record: State) -> None:
 def open_fifo(root: str, record: State) -> None:
     """Take the byte that init writes once somebody reads, or find that it died; then remove the fifo."""
     path = os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO)
-    fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        with _init_pidfd(record) as pidfd:
+    # The pidfd comes first: opening the fifo lets init go on, and a short program is over at once.
+    with _init_pidfd(record) as pidfd:
+        fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
             poller = select.poll()
             poller.register(fifo, select.POLLIN)
             poller.register(pidfd, select.POLLIN)
             poller.poll()
-        try:
-            data = os.read(fifo, 1)
-        except BlockingIOError:
-            data = b""
-        if not data:
-            raise Internal("cannot start a container that has stopped")
-        crashpoint("runc.start.released")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    finally:
-        os.close(fifo)
+            try:
+                data = os.read(fifo, 1)
+            except BlockingIOError:
+                data = b""
+            if not data:
+                raise Internal("cannot start a container that has stopped")
+            crashpoint("runc.start.released")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        finally:
+            os.close(fifo)
 
 
 def _spec_if_hooked(record: State) -> Spec | None:
