@@ -74,6 +74,7 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
             nursery=settings.nursery,
             address=settings.address,
             sockets=settings.sockets,
+            runtime_root=settings.runtime_root,
             debug=settings.debug,
         )
         stack.push_async_callback(shims.close)

@@ -95,10 +95,13 @@ class Shim:
 class Shims:
     """How this daemon gets at shims. Holds one connection to the nursery."""
 
-    def __init__(self, *, nursery: str, address: str, sockets: Path, debug: bool = False) -> None:
+    def __init__(
+        self, *, nursery: str, address: str, sockets: Path, runtime_root: str, debug: bool = False
+    ) -> None:
         self._nursery_path = nursery
         self._address = address
         self._sockets = sockets
+        self._runtime_root = runtime_root
         self._debug = debug
         self._nursery: Client | None = None
 
@@ -169,7 +172,7 @@ class Shims:
         """Run the shim's command (containerd's shim contract: flags, then `start` or `delete`), in the
         bundle."""
         flags = ["-namespace", bundle.namespace, "-id", bundle.id, "-address", self._address]
-        flags += ["--sockets", str(self._sockets)]
+        flags += ["-sockets", str(self._sockets), "-runtime-root", self._runtime_root]
         process = await asyncio.create_subprocess_exec(
             *_shim_command(),
             *flags,
@@ -177,7 +180,9 @@ class Shims:
             cwd=bundle.path,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            # A shim that stays keeps its stderr: that is this daemon's log, as the nursery's shims have the
+            # nursery's.
+            stderr=None if arguments[-1] == "start" else asyncio.subprocess.PIPE,
         )
         try:
             async with asyncio.timeout(timeout):
@@ -187,7 +192,7 @@ class Shims:
                 process.kill()
             raise errdefs.DeadlineExceeded(f"shim-svc {arguments[-1]}: no end in {timeout:g} s") from None
         if process.returncode:
-            said = errors.decode(errors="replace").strip()
+            said = (errors or b"see the log").decode(errors="replace").strip()
             raise errdefs.Unavailable(f"shim-svc {arguments[-1]}: exit {process.returncode}: {said}")
         return output
 

@@ -103,7 +103,11 @@ class Supervisor:
             task.bundle.create(spec, task.record)
             undo.callback(task.bundle.remove)
             task.bundle.mark("create", task.record.call_key, done=False)
-            shim = await self.shims.start(task.bundle)
+            try:
+                shim = await self.shims.start(task.bundle)
+            except BaseException:
+                await self._dismiss_late(task.bundle)
+                raise
             undo.push_async_callback(self.dismiss, shim)
             crashpoint("containerd.create.shim-started")
             reply = await shim.call("Create", task.record.request, CreateTaskResponse, timeout=CREATE)
@@ -115,6 +119,13 @@ class Supervisor:
         task.created = True
         task.bundle.mark("create", task.record.call_key, done=True)
         self.follow(task, "", 0)
+
+    async def _dismiss_late(self, bundle: Bundle) -> None:
+        """End a shim whose start failed here, but which may be there all the same."""
+        if bundle.bootstrap() is None:
+            return
+        with contextlib.suppress(errdefs.BuoyError):
+            await self.dismiss(await self.shims.connect(bundle))
 
     async def dismiss(self, shim: Shim) -> None:
         """End a shim without a task: ask, then kill and clean up behind it."""

@@ -16,7 +16,6 @@ from pb.containerd.services.tasks.v1 import (
     ExecProcessRequest,
     ListPidsRequest,
     ListTasksRequest,
-    MetricsRequest,
     PauseTaskRequest,
     ResumeTaskRequest,
     StartRequest,
@@ -27,6 +26,14 @@ from pb.google.protobuf import Any as AnyMessage
 from tests.daemon.containerd.world import Follower, World, until
 
 pytestmark = pytest.mark.root
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that waits for the host's init."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 async def test_a_task_from_create_to_delete(world: World) -> None:
@@ -109,7 +116,7 @@ async def test_a_create_that_fails_leaves_nothing(world: World) -> None:
     await world.remove(broken)
 
 
-async def test_exec_pause_pids_and_metrics(world: World) -> None:
+async def test_exec_pause_and_pids(world: World) -> None:
     container_id = await world.run("sleep", "100")
     output = world.dir / "exec-out"
     process = b'{"args":["sh","-c","echo in; exit 4"],"cwd":"/","env":["PATH=/bin"],"user":{"uid":0,"gid":0}}'
@@ -136,8 +143,6 @@ async def test_exec_pause_pids_and_metrics(world: World) -> None:
     assert await world.status(container_id) == Status.RUNNING
     pids = (await world.tasks.list_pids(ListPidsRequest(container_id=container_id))).processes
     assert (await world.get(container_id)).pid in [entry.pid for entry in pids]
-    metrics = (await world.tasks.metrics(MetricsRequest(filters=[f"id=={container_id}"]))).metrics
-    assert [metric.id for metric in metrics] == [container_id]
     await world.remove(container_id)
 
 
@@ -187,6 +192,6 @@ async def test_a_dead_shim_is_reported_and_its_container_ended(world: World) -> 
         assert await waiting == 137
         await until(lambda: follower.of("/tasks/delete"), "the deletion is told")
         assert follower.topics() == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
-    assert not Path(f"/proc/{pid}").exists()
+    assert ended(pid)
     await until(lambda: not (world.state / "moby" / container_id).exists(), "the bundle is gone")
     await world.remove(container_id)
