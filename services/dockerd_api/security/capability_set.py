@@ -18,7 +18,7 @@ def _cap_names(text: str) -> tuple[str, ...]:
 
 
 # In the order of their numbers.
-_NAMES = _cap_names("""
+NAMES = _cap_names("""
     CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
     NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
     SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
@@ -48,7 +48,7 @@ def available_capabilities() -> tuple[str, ...]:
         effective = next((int(line.split()[1], 16) for line in status if line.startswith("CapEff:")), 0)
     with open("/proc/sys/kernel/cap_last_cap", encoding="utf-8") as last:
         count = int(last.read()) + 1
-    return tuple(name for number, name in enumerate(_NAMES[:count]) if effective >> number & 1)
+    return tuple(name for number, name in enumerate(NAMES[:count]) if effective >> number & 1)
 
 
 def normalize(names: Iterable[str]) -> list[str]:
@@ -61,7 +61,7 @@ def normalize(names: Iterable[str]) -> list[str]:
         name = given.upper()
         if name != _ALL and not name.startswith("CAP_"):
             name = f"CAP_{name}"
-        if name != _ALL and name not in _NAMES:
+        if name != _ALL and name not in NAMES:
             raise InvalidArgument(f'unknown capability: "{name}"')
         if name != _ALL and name not in available:
             raise InvalidArgument(

@@ -146,8 +146,9 @@ def manager_for(spec_linux: Mapping[str, Any], container_id: str) -> Manager:
     Nothing is changed. InvalidArgument for a spec that this host's cgroup version cannot serve,
     FailedPrecondition without a devices controller.
     """
-    cgroups_path = spec_linux.get("cgroupsPath") or ""
-    resources = spec_linux.get("resources") or {}
+    cgroups_path, resources = spec_linux.get("cgroupsPath"), spec_linux.get("resources")
+    cgroups_path = "" if cgroups_path is None else cgroups_path
+    resources = {} if resources is None else resources
     if not isinstance(cgroups_path, str) or "\0" in cgroups_path:
         raise InvalidArgument("linux.cgroupsPath must be a path")
     if not isinstance(resources, Mapping):

@@ -130,14 +130,14 @@ class ManagerV1(Manager):
         freezer = self.paths.get("freezer")
         # Frozen processes cannot fork away from the list while it is walked. A fork bomb may resist freezing:
         # kill it anyway.
-        with contextlib.suppress(OSError, Internal):
+        with contextlib.suppress(OSError, BuoyError):
             if freezer and self.pids():
                 self.freeze()
         try:
             send_kill(self.pids())
         finally:
             # a frozen process dies only when thawed
-            with contextlib.suppress(OSError, NotFound):
+            with contextlib.suppress(OSError, BuoyError):
                 if freezer:
                     self.thaw()
 

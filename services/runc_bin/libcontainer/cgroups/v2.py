@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from errdefs import FailedPrecondition, Internal, InvalidArgument, NotFound
+from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
 
 from . import bpf_devices, files, hierarchy, stats_v2
@@ -167,12 +167,12 @@ class ManagerV2(Manager):
                 return
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):  # before Linux 5.14; a threaded cgroup
                 raise
-        with contextlib.suppress(OSError, Internal):
+        with contextlib.suppress(OSError, BuoyError):
             self.freeze()
         try:
             send_kill(self.pids())
         finally:
-            with contextlib.suppress(OSError, NotFound):
+            with contextlib.suppress(OSError, BuoyError):
                 self.thaw()
 
     def oom_kills(self) -> int:
