@@ -193,6 +193,8 @@ def _members(file: BinaryIO, end: int) -> Iterator[tarfile.TarInfo]:
     """Every member of the archive, whose data is all there."""
     archive = _Archive(file)
     while True:
+        if archive.offset > end:
+            raise errdefs.InvalidArgument("unexpected EOF")
         file.seek(archive.offset)
         try:
             member = tarfile.TarInfo.fromtarfile(cast(tarfile.TarFile, archive))
@@ -204,8 +206,6 @@ def _members(file: BinaryIO, end: int) -> Iterator[tarfile.TarInfo]:
             raise errdefs.InvalidArgument("archive/tar: invalid tar header") from error
         if member.size < 0 or archive.offset < file.tell() - _LONGEST_HEADER:
             raise errdefs.InvalidArgument("archive/tar: invalid tar header")
-        if member.isfile() and member.offset_data + member.size > end:
-            raise errdefs.InvalidArgument("unexpected EOF")
         yield member
 
 
