@@ -65,7 +65,8 @@ def normalize(names: Iterable[str]) -> list[str]:
             raise InvalidArgument(f'unknown capability: "{name}"')
         if name != _ALL and name not in available:
             raise InvalidArgument(
-                f'capability not supported by your kernel or not available in the current environment: "{name}"'
+                "capability not supported by your kernel or not available in the current environment: "
+                f'"{name}"'
             )
         found.append(name)
     return found

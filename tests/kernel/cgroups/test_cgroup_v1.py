@@ -217,7 +217,7 @@ async def test_memory_kill_is_counted_and_seen_by_a_loop(cgroup_name: str, start
 def test_stats(cgroup_name: str, start: Start) -> None:
     manager = made(cgroup_name)
     manager.apply({"memory": {"limit": 64 << 20}, "pids": {"limit": 9}})
-    process = start("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; sleep 100")
+    process = start("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exec sleep 100")
     manager.add_pid(process.pid)
     assert process.stdin is not None
     assert process.stdout is not None
