@@ -32,7 +32,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 _OPTIONS = "containerd.runc.v1.Options"
-_STATE = 2.0  # seconds to learn of an exec that memory does not have
+_STATE = 2.0  # seconds to learn of a process from its shim
 _STATS = 2.0
 
 
@@ -239,8 +239,17 @@ class Tasks:
     # Reads.
 
     async def get(self, namespace: str, container_id: str, exec_id: str) -> Process:
-        """One process as it is known. Raises NotFound."""
-        return await self._process(await self._task(namespace, container_id), exec_id)
+        """One process as it is now: an end whose fact is still on its way is told. Raises NotFound."""
+        task = await self._task(namespace, container_id)
+        known = await self._process(task, exec_id)
+        if known.status is not Status.RUNNING or task.shim is None:
+            return known
+        try:
+            request = v2.StateRequest(id=task.bundle.id, exec_id=exec_id)
+            state = await task.shim.call("State", request, v2.StateResponse, timeout=_STATE)
+        except errdefs.BuoyError:
+            return known
+        return adopted(state, exec_id) if state.status == Status.STOPPED else known
 
     def all(self, namespace: str) -> list[Task]:
         """The tasks of a namespace."""
