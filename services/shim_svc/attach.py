@@ -334,6 +334,10 @@ class Attachments:
         if self._log is not None:
             self._log.finish(stream)
 
+    def complain(self, text: str) -> None:
+        """Tell the clients of a process that cannot start why, where they expect its output, as Docker does."""
+        self._output("stdout", f"{text}\r\n".encode())
+
     def finish(self) -> None:
         """The process is over and its output complete: let the clients have the rest and go."""
         self._over = True

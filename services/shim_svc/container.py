@@ -317,9 +317,11 @@ class Container:
                 )
                 process.pid = _read_pid(pid_file)
                 process.io.started()
-            except BaseException:
+            except BaseException as error:
                 process.io.close()
                 if process.attachments is not None:
+                    if isinstance(error, errdefs.BuoyError):
+                        process.attachments.complain(error.message)
                     process.attachments.close()
                 process.exit = Exit(process.pid, 255, time.time_ns())
                 process.become(Status.STOPPED)
