@@ -87,7 +87,7 @@ class ReplyStream:
         """Add the last bytes; when all is sent the connection ends. The reply is complete for any later
         process
         from here on, sent or not."""
-        if self._file.finished:
+        if self._file.finished or self._file.fd < 0:
             return
         last = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked and data else data
         self._add(last + (b"0\r\n\r\n" if self._chunked else b""), position, finished=True)
