@@ -31,10 +31,11 @@ _EITHER = "{ 6, 17 }"
 
 @dataclass(frozen=True)
 class BridgeRules:
-    """One bridge's share of the table: its interface, its IPv4 subnet, and what its options ask for."""
+    """One bridge in the table: its interface, IPv4 subnet and own address, what its options ask for."""
 
     name: str
     subnet: str
+    gateway: str
     masquerade: bool = True
     icc: bool = True
 
@@ -90,7 +91,7 @@ def render(table: str, bridges: Iterable[BridgeRules]) -> str:
         # use it to reach the host's loopback.
         raw.append(f"iifname {name} ip daddr 127.0.0.0/8 drop")
         # Nobody outside reaches a container by its own address, whatever routes they set.
-        raw.append(f"iifname != {name} ip daddr {subnet} drop")
+        raw.append(f"iifname != {name} ip daddr {subnet} ip daddr != {bridge.gateway} drop")
         post.append(f"oifname {name} ip saddr 127.0.0.0/8 masquerade")
         # A container that calls a published port by a host address: the answer must come back this way.
         post.append(f"oifname {name} ip saddr {subnet} ct status dnat masquerade")
@@ -179,6 +180,10 @@ class Firewall:
         self._ports = set(ports)
         self._wanted = elements(self._ports)
         self.listing = known
+        return self._mend()
+
+    def check(self) -> bool:
+        """Mend the table when somebody changed it; returns whether anything had to be."""
         return self._mend()
 
     def publish(self, ports: Iterable[PortRule]) -> None:

@@ -30,10 +30,12 @@ from dockerd_api.network.drivers import Driver, gather
 from dockerd_api.network.drivers.bridge import Bridge, enable_forwarding, restore_forwarding
 from dockerd_api.network.drivers.predefined import Addressless
 from dockerd_api.network.firewall import Firewall, PortRule
+from dockerd_api.network.foreign import ForeignFirewalls
 from dockerd_api.network.model import Attachment, AttachRequest, BoundPort, Endpoint, PortRequest
 from dockerd_api.network.netns_helper import NetnsHelper
 from dockerd_api.network.sandboxes import Sandbox, Sandboxes, random_mac
 from dockerd_api.network.store import NetworkRow, Record
+from dockerd_api.network.watch import Watch
 
 __all__ = [
     "AttachRequest",
@@ -53,7 +55,6 @@ Texts = list[str]
 log = logging.getLogger(__name__)
 _LISTING = "firewall"
 _FORWARDING = "ip_forward"
-_LOOK_EVERY = 5.0
 
 
 def table_name(instance: str) -> str:
@@ -93,9 +94,8 @@ class Networks:
         self._locks: dict[str, asyncio.Lock] = {}
         self._ipv6 = ports.ipv6_listens()
         self._listing = ""
-        self._warnings: Texts = []
-        self._looked = 0.0
-        self._looking: asyncio.Task[None] | None = None
+        self._foreign = ForeignFirewalls(self._foreign_drops)
+        self._watch: Watch | None = None
 
     @classmethod
     async def open(
@@ -191,9 +191,19 @@ class Networks:
             return
         bridges = [self._bridge.rules] if self._bridge else []
         rules = [rule for record in self._records.values() for rule in record.rules()]
+        self._watch = Watch(firewall.table, self._mend_firewall)
         await self._blocking(lambda: firewall.reconcile(bridges, rules, self._listing))
         await self._remember_listing()
-        self._warnings = await self._blocking(self._look_for_warnings)
+        await self._foreign.look()
+
+    async def _mend_firewall(self) -> None:
+        assert self._firewall is not None
+        try:
+            if await self._blocking(self._firewall.check):
+                log.warning("nftables: rules of table %s were removed; they are back", self._firewall.table)
+        except errdefs.BuoyError as error:
+            log.error("nftables: rules of table %s were removed: %s", self._firewall.table, error)
+        await self._remember_listing()
 
     async def _remember_listing(self) -> None:
         firewall = self._firewall
@@ -201,13 +211,9 @@ class Networks:
             self._listing = firewall.listing
             await self._database.write(lambda c: store.put_fact(c, _LISTING, self._listing), durable=False)
 
-    def _look_for_warnings(self) -> Texts:
-        if self._firewall is None:
-            return []
-        return [
-            f"WARNING: the firewall chain {chain} drops forwarded packets; containers may be unreachable"
-            for chain in self._firewall.foreign_drops()
-        ]
+    async def _foreign_drops(self) -> Texts:
+        firewall = self._firewall
+        return await self._blocking(firewall.foreign_drops) if firewall is not None else []
 
     # Attaching.
 
@@ -430,30 +436,15 @@ class Networks:
         return documents.network(row, self._drivers[row.name].inspect(row), attached)
 
     def warnings(self) -> Texts:
-        """What in the host's set-up keeps packets from containers, as lines for `info`.
-
-        As it was when last looked at: at start, and at most every five seconds after somebody asked.
-        """
-        loop = asyncio.get_running_loop()
-        if self._looking is None and loop.time() > self._looked + _LOOK_EVERY:
-            self._looked = loop.time()
-            self._looking = loop.create_task(self._look_again())
-        return [*self._warnings]
-
-    async def _look_again(self) -> None:
-        try:
-            self._warnings = await self._blocking(self._look_for_warnings)
-        except errdefs.BuoyError as error:
-            log.warning("the host's firewall cannot be read: %s", error)
-        finally:
-            self._looking = None
+        """What in the host's set-up keeps packets from containers, as lines for `info`; a few seconds old."""
+        return self._foreign.warnings()
 
     # The end.
 
     async def close(self) -> None:
         """Stop; what is attached stays attached."""
-        if self._looking is not None:
-            await self._looking
+        await self._stop_watching()
+        await self._foreign.close()
         with contextlib.suppress(errdefs.BuoyError):
             await self._sandboxes.close()
         await self._helper.close()
@@ -461,8 +452,14 @@ class Networks:
         if self._firewall is not None:
             self._firewall.close()
 
+    async def _stop_watching(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            await watch.close()
+
     async def purge(self) -> None:
         """Remove everything of this instance from the kernel and the database, attached or not."""
+        await self._stop_watching()
         for container_id in [*self._records]:
             await self.detach(container_id)
         await self._sandboxes.close()

@@ -14,6 +14,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+SOL_NETLINK = 270
+
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -171,6 +173,17 @@ def default_route(index: int, gateway: ipaddress.IPv4Address) -> bytes:
     )
 
 
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(type, flags, sequence, body) of each message in a datagram."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            return
+        yield kind, flags, sequence, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
 def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """(type without flags, value) of each attribute from `offset` on."""
     while offset + 4 <= len(data):
@@ -196,8 +209,8 @@ class Netlink:
     def open(cls, protocol: int = socket.NETLINK_ROUTE) -> Netlink:
         """A new socket in the calling thread's network namespace."""
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        sock.setsockopt(270, 11, 1)  # SOL_NETLINK, NETLINK_EXT_ACK: the reason in words
-        sock.setsockopt(270, 10, 1)  # NETLINK_CAP_ACK: errors without a copy of the request
+        sock.setsockopt(SOL_NETLINK, 11, 1)  # NETLINK_EXT_ACK: the reason in words
+        sock.setsockopt(SOL_NETLINK, 10, 1)  # NETLINK_CAP_ACK: errors without a copy of the request
         return cls(sock)
 
     def close(self) -> None:
@@ -255,12 +268,7 @@ class Netlink:
                 bodies.append(data)
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        data = self.sock.recv(1 << 17)
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            yield kind, flags, sequence, data[offset + 16 : offset + length]
-            offset += (length + 3) & ~3
+        return messages(self.sock.recv(1 << 17))
 
     def links(self) -> list[Link]:
         """Every interface of the socket's namespace."""

@@ -85,7 +85,8 @@ async def loopback_is_kept_from_bridges(host: Host) -> None:
             await asyncio.sleep(0.1)
             with pytest.raises(BlockingIOError):
                 victim.recv(100)
-            # The same packet arrives when our table is away: the rule is what stopped it.
+            # The same packet arrives when our rules are away: one of them is what stopped it.
+            await networks._stop_watching()
             command("nft", "delete table inet buoy_t")
             inside(one.netns_path, send)
             async with asyncio.timeout(5):

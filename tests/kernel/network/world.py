@@ -85,6 +85,8 @@ class Host:
 
     def make(self) -> None:
         """Bring the world up."""
+        # A new namespace begins with the machine's own value.
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
         command("ip", "link", "set", "lo", "up")
         netns.create(self.lan)
         command("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")

@@ -172,6 +172,6 @@ def test_the_firewall_changes_by_elements() -> None:
     )
     assert firewall.change("t", after, after) == ""
     assert firewall.change("t", after, firewall.elements([])).count("delete element") == 3
-    text = firewall.render("t", [BridgeRules("br0", "10.0.0.0/24", masquerade=False, icc=False)])
+    text = firewall.render("t", [BridgeRules("br0", "10.0.0.0/24", "10.0.0.1", masquerade=False, icc=False)])
     assert "masquerade" not in re.sub(r'oifname "br0" ip saddr .* masquerade', "", text)
     assert 'iifname "br0" drop' in text

@@ -58,7 +58,11 @@ class Bridge:
     def rules(self) -> BridgeRules:
         """The bridge's share of the firewall."""
         return BridgeRules(
-            self.link, str(self.gateway.network), self._settings.masquerade, self._settings.icc
+            name=self.link,
+            subnet=str(self.gateway.network),
+            gateway=str(self.gateway.ip),
+            masquerade=self._settings.masquerade,
+            icc=self._settings.icc,
         )
 
     def establish(self, remembered: dict[str, Any], *, in_use: bool) -> dict[str, Any]:
