@@ -38,6 +38,8 @@ _BUFFER = bytearray(256 * 1024)
 _LONGEST_HEAD = 1 << 20
 #: Bytes behind a request that may be taken over, read before it is; then reading pauses.
 _MOST_LEADING = 256 * 1024
+#: Seconds that a client in doubt has for its next request.
+_DOUBT = 1.0
 #: Seconds between looks at whether a reply that did not fit into the socket has left.
 _FLUSH_LOOK = 0.02
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -77,14 +79,21 @@ def protocol(connections: Connections) -> type[asyncio.Protocol]:
     return cast(type[asyncio.Protocol], make)
 
 
-async def connect_recovered(server: Server, sock: socket.socket, slot: int) -> None:
-    """Serve a connection that an earlier process had accepted."""
+async def connect_recovered(server: Server, sock: socket.socket, slot: int, *, doubt: bool) -> None:
+    """Serve a connection that an earlier process had accepted.
+
+    `doubt`: that process ended as it wrote the end of a reply. A client that got it goes on with the next
+    request; one that says
+    nothing for a second is taken to wait for what will not come, and its connection is ended.
+    """
     made = cast(Any, server.config.http_protocol_class)(
         config=server.config, server_state=server.server_state, app_state=server.lifespan.state
     )
     made.slot = slot
     sock.setblocking(False)
     await asyncio.get_running_loop().connect_accepted_socket(lambda: made, sock)
+    if doubt:
+        made.http.doubt()
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -133,6 +142,22 @@ class _Http(HttpToolsProtocol):
         self._eof = False
         self._taken = False
         self._leaving = False
+        self._doubt: asyncio.TimerHandle | None = None
+        self._application = self.app
+        self.app = self._answer
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        """The application, with the end of its reply noted before it is written."""
+
+        async def noting(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._slots.answered(self._slot)
+            await send(message)
+
+        await self._application(scope, receive, noting)
+
+    def doubt(self) -> None:
+        self._doubt = self.loop.call_later(_DOUBT, self.transport.close)
 
     def begin(self, transport: asyncio.Transport, fd: int, slot: int) -> None:
         self._fd, self._slot = fd, slot
@@ -141,6 +166,9 @@ class _Http(HttpToolsProtocol):
     # -- reading
 
     def data_received(self, data: bytes) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
         try:
             while data and not self.transport.is_closing():
                 data = self._feed(data)
@@ -296,6 +324,8 @@ class _Http(HttpToolsProtocol):
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
         if not self._taken:
             # The manager holds a copy, so that closing ours would not be seen by the client.
             with contextlib.suppress(OSError):

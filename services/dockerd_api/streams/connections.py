@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLOTS = 4096
-_FREE, _IDLE, _BUSY = 0, 1, 2
+_FREE, _IDLE, _BUSY, _ANSWERED = 0, 1, 2, 3
 #: For a connection that the manager does not keep.
 NO_SLOT = -1
 
@@ -67,6 +67,14 @@ class Connections:
         """To be called before a request's first byte is read."""
         if slot >= 0:
             self._state[slot] = _BUSY
+
+    def answered(self, slot: int) -> None:
+        """To be called before the last bytes of a reply are written:
+
+        It may have reached the client from here on.
+        """
+        if slot >= 0:
+            self._state[slot] = _ANSWERED
 
     def idle(self, slot: int) -> None:
         """To be called when the reply has left this process."""
@@ -108,7 +116,7 @@ class Connections:
             for sock in living:
                 if elsewhere(os.fstat(sock.fileno()).st_ino):
                     continue
-                if keep is None and slot != NO_SLOT and self._state[slot] == _IDLE:
+                if keep is None and slot != NO_SLOT and self._state[slot] in (_IDLE, _ANSWERED):
                     keep = sock
                     continue
                 with contextlib.suppress(OSError):
@@ -134,7 +142,7 @@ class Connections:
         count = len(self._taken_up)
         while self._taken_up:
             slot, sock = self._taken_up.pop()
-            await connect_recovered(server, sock, slot)
+            await connect_recovered(server, sock, slot, doubt=self._state[slot] == _ANSWERED)
         return count
 
 

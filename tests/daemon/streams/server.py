@@ -1,4 +1,4 @@
-"""An HTTP server of the test's own over hijack and streams, run by the launcher: `server.py asyncio|uvloop FOLDER`."""
+"""An HTTP server of the test's own over hijack and streams: `server.py asyncio|uvloop FOLDER`."""
 
 import asyncio
 import os
@@ -6,64 +6,58 @@ import sys
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-
 from dockerd_api import hijack
 from dockerd_api.streams.connections import Connections
 from dockerd_api.streams.fdstore import FdStore
 from dockerd_api.streams.reply import ReplyStream, Streams, response_head
 from rpc import service_manager
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 folder = Path(sys.argv[2])
 passed = service_manager.listen_fds()
 store = FdStore(passed)
 connections = Connections(store)
-app = FastAPI()
 
 
-@app.get("/pid")
-async def pid() -> dict[str, int]:
-    return {"pid": os.getpid()}
+async def pid(request: Request) -> Response:
+    return JSONResponse({"pid": os.getpid()})
 
 
-@app.get("/big")
-async def big(size: int) -> Response:
-    return Response(bytes(size))
+async def big(request: Request) -> Response:
+    return Response(bytes(int(request.query_params["size"])))
 
 
-@app.get("/slow")
-async def slow() -> Response:
+async def slow(request: Request) -> Response:
     await asyncio.sleep(30)
     return Response()
 
 
-@app.post("/body")
 async def body(request: Request) -> Response:
     return Response(await request.body())
 
 
-@app.get("/count")
-async def count(request: Request, to: int) -> Response:
+async def count(request: Request) -> Response:
+    to = int(request.query_params["to"])
     head = response_head("text/plain", chunked=True)
     request.app.state.streams.begin("count", hijack.take(request), {"to": to}, head=head, chunked=True)
     return Response()
 
 
-@app.get("/hold")
 async def hold(request: Request) -> Response:
     head = response_head("text/plain", chunked=True)
     request.app.state.streams.begin("hold", hijack.take(request), {}, head=head, chunked=True)
     return Response()
 
 
-@app.post("/containers/refused/attach")
-async def refused() -> Response:
+async def refused(request: Request) -> Response:
     return Response('{"message":"no"}', status_code=404, media_type="application/json")
 
 
-@app.post("/containers/{name}/attach")
-async def attach(name: str, request: Request) -> Response:
-    """Sends back the body's size, the leading bytes, then everything that comes, until the client ends its sending."""
+async def attach(request: Request) -> Response:
+    """Sends back the body's size, the leading bytes, then everything that comes, to the end."""
     size = len(await request.body())
     taken = hijack.take(request)
     taken.released()
@@ -93,9 +87,23 @@ async def produce_count(stream: ReplyStream) -> None:
 async def produce_hold(stream: ReplyStream) -> None:
     (folder / f"held-{stream.id}").touch()
     stream.on_gone = lambda: (folder / f"gone-{stream.id}").touch()
-    while not (folder / "release").exists():
+    while not (folder / "release").exists():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     stream.finish(b"released\n")
+
+
+app = Starlette(
+    routes=[
+        Route("/pid", pid, methods=["GET"]),
+        Route("/big", big, methods=["GET"]),
+        Route("/slow", slow, methods=["GET"]),
+        Route("/body", body, methods=["POST"]),
+        Route("/count", count, methods=["GET"]),
+        Route("/hold", hold, methods=["GET"]),
+        Route("/containers/refused/attach", refused, methods=["POST"]),
+        Route("/containers/{name}/attach", attach, methods=["POST"]),
+    ]
+)
 
 
 async def main() -> None:
@@ -112,7 +120,7 @@ async def main() -> None:
     )  # fmt: skip
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listening]))
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     await connections.adopt(server)
     service_manager.ready()
