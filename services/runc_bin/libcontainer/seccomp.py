@@ -17,6 +17,11 @@ from typing import Any
 
 from errdefs import FailedPrecondition, Internal, InvalidArgument, NotImplementedHere
 
+try:
+    from _blake2 import blake2b  # hashlib would bring OpenSSL along, and 5 ms
+except ImportError:  # an interpreter that keeps it elsewhere
+    from hashlib import blake2b
+
 from .seccomp_stub import prepend_enosys_stub
 
 _KILL_PROCESS, _KILL_THREAD, _TRAP, _ERRNO = 0x80000000, 0x00000000, 0x00030000, 0x00050000
@@ -321,12 +326,10 @@ def _largest_numbers(
 
 
 def _stored_path(cache_dir: str, key: str) -> str:
-    import hashlib  # costs 5 ms to load, and most callers have no cache
-
     # another libseccomp knows other calls, and another form of ours would be read wrong: both belong to the
     # key
     identity = f"1\0{os.uname().machine}\0{_Library().version_text()}\0{key}"
-    return f"{cache_dir}/{hashlib.sha256(identity.encode()).hexdigest()}.bpf"
+    return f"{cache_dir}/{blake2b(identity.encode(), digest_size=24).hexdigest()}.bpf"
 
 
 def _read_stored(path: str) -> bytes | None:
