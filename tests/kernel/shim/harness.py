@@ -1,4 +1,4 @@
-"""A real nursery, real shims, bundles with busybox, and a client that speaks to them as containerd-svc does."""
+"""A real nursery, real shims, bundles with busybox, and a client that speaks to them like containerd-svc."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import errdefs
 from linux.fds import send_fds
+from linux.interpreter import remove_mounts
 from pb.buoy.attach.v1 import Attach, Reply, Request
 from pb.buoy.facts.v1 import Fact, NextRequest, NextResponse
 from pb.buoy.nursery.v1 import StartRequest as NurseryStart
 from pb.buoy.nursery.v1 import StartResponse as NurseryStarted
 from pb.containerd.runc.v1 import Options
 from pb.containerd.task import v2 as task
+from pb.containerd.types import Mount
+from pb.containerd.v1.types import Status
 from pb.google.protobuf import Any as PbAny
 from pb.google.protobuf import Empty
 from rpc import ttrpc
@@ -43,6 +46,14 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
             return value
         assert time.monotonic() < deadline, "it did not come true in time"
         await asyncio.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is over; some hosts' init takes seconds to wait for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def make_rootfs(folder: Path) -> Path:
@@ -144,13 +155,15 @@ class Box:
     async def shim(self) -> None:
         """Have the nursery fork a shim, and connect."""
         nursery = await ttrpc.Client.connect(str(self.place.nursery_path))
-        started = await nursery.call(
-            "buoy.nursery.v1.Nursery",
-            "Start",
-            NurseryStart(namespace="moby", id=self.id, bundle=str(self.bundle)),
-            NurseryStarted,
-        )
-        await nursery.close()
+        try:
+            started = await nursery.call(
+                "buoy.nursery.v1.Nursery",
+                "Start",
+                NurseryStart(namespace="moby", id=self.id, bundle=str(self.bundle)),
+                NurseryStarted,
+            )
+        finally:
+            await nursery.close()
         self.shim_pid, self.address = started.pid, started.address
         await self.connect()
 
@@ -278,26 +291,47 @@ class Box:
         await self.start()
         return await self.wait()
 
+    def command(self, *words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        """`shim-svc -namespace … -id … words`, in the bundle."""
+        head = [PYTHON, "-m", "shim_svc", "-namespace", "moby", "-id", self.id, "-address", "/none.sock"]
+        places = ["-sockets", str(self.place.sockets), "-runtime-root", str(self.place.runtime_root)]
+        return subprocess.run(
+            [*head, *places, *words], capture_output=True, timeout=20, cwd=self.bundle, check=False, **more
+        )
+
+    def delete_command(self) -> task.DeleteResponse:
+        done = self.command("-bundle", str(self.bundle), "delete")
+        assert done.returncode == 0, done.stderr
+        return task.DeleteResponse.parse(done.stdout)
+
     async def clean(self) -> None:
-        """Remove whatever there is, by force."""
+        """Remove whatever there is: by the shim where it answers, else by force."""
+        gone = False
         if self.client is not None:
+            with contextlib.suppress(errdefs.BuoyError):
+                gone = await self._clean_kindly()
             await self.client.close()
         if not self.bundle.exists():
             return
-        subprocess.run(
-            [PYTHON, "-m", "shim_svc", "-namespace", "moby", "-id", self.id, "-address", "none"]
-            + ["-bundle", str(self.bundle), "-runtime-root", str(self.place.runtime_root), "delete"],
-            check=True,
-            capture_output=True,
-            timeout=20,
-            cwd=self.bundle,
-        )
+        if not gone:
+            self.delete_command()
         shutil.rmtree(self.bundle)
+
+    async def _clean_kindly(self) -> bool:
+        with contextlib.suppress(errdefs.NotFound):
+            if (await self.state()).status == Status.PAUSED:
+                await self.call("Resume", task.ResumeRequest(id=self.id))
+            with contextlib.suppress(errdefs.NotFound):
+                await self.kill(signal.SIGKILL)
+            await self.wait()
+            await self.delete()
+        await self.shutdown()
+        if self.shim_pid:
+            await until(lambda: gone(self.shim_pid), 5.0)
+        return True
 
 
 def task_mount(kind: str, source: str, options: list[str]) -> Any:
-    from pb.containerd.types import Mount
-
     return Mount(type=kind, source=source, options=options)
 
 
@@ -333,20 +367,25 @@ class Place:
         self.cgroup = self.root.name
         self.sockets.mkdir(parents=True)
         self.rootfs = make_rootfs(self.root / "rootfs")
-        self.boxes: list[Box] = []
         self.nursery: subprocess.Popen[bytes] | None = None
         self.stderr = self.root / "nursery.log"
 
-    async def start_nursery(self, **environ: str) -> None:
+    def _spawn(self, environ: dict[str, str]) -> None:
+        places = ["--sockets", str(self.sockets), "--runtime-root", str(self.runtime_root)]
         with self.stderr.open("ab") as log:
             self.nursery = subprocess.Popen(
-                [PYTHON, "-m", "shim_svc", "nursery", "--address", str(self.nursery_path)]
-                + ["--sockets", str(self.sockets), "--runtime-root", str(self.runtime_root)],
+                [PYTHON, "-m", "shim_svc", "nursery", "--address", str(self.nursery_path), *places],
                 env={**os.environ, **environ},
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        await until(self._nursery_answers)
+
+    def start_nursery(self, **environ: str) -> None:
+        self._spawn(environ)
+        deadline = time.monotonic() + 20
+        while not self._nursery_answers():
+            assert time.monotonic() < deadline, self.stderr.read_text()
+            time.sleep(0.01)
 
     def _nursery_answers(self) -> bool:
         assert self.nursery is not None
@@ -364,17 +403,9 @@ class Place:
             self.nursery.wait(10)
             self.nursery = None
 
-    def box(self) -> Box:
-        box = Box(self, uuid.uuid4().hex + uuid.uuid4().hex)
-        self.boxes.append(box)
-        return box
-
-    async def close(self) -> None:
-        from linux.interpreter import remove_mounts
-
+    def close(self) -> None:
+        """Stop the nursery and remove the folder; the boxes have been cleaned."""
         self.stop_nursery()
-        for box in self.boxes:
-            await box.clean()
         remove_mounts(str(self.root / "run"))
         for folder in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup}"):
             with contextlib.suppress(OSError):
@@ -382,11 +413,11 @@ class Place:
         shutil.rmtree(self.root)
 
 
-@contextlib.asynccontextmanager
-async def a_place() -> AsyncIterator[Place]:
+@contextlib.contextmanager
+def a_place() -> Iterator[Place]:
     """A place without a nursery yet, removed afterwards."""
     place = Place()
     try:
         yield place
     finally:
-        await place.close()
+        place.close()
