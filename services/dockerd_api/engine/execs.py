@@ -138,13 +138,15 @@ class Execs:
             await self._publish(container, record, "exec_start")
             pid = await engine.tasks.start(container.id, exec_id)
         except errdefs.BuoyError as error:
-            translated, _ = failure.translate(error)
-            failed = dataclasses.replace(started, running=False, exit_code=_COULD_NOT_START)
+            translated, code = failure.translate(error)
+            failed = dataclasses.replace(
+                started, running=False, exit_code=code if added else _COULD_NOT_START
+            )
             await engine.store.put_exec(failed)
             if added:
                 engine.spawn(self._delete(container.id, exec_id))
-            if "executable file not found" in translated.message:
-                await engine.store.put_exec(dataclasses.replace(failed, exit_code=failure.NOT_FOUND))
+            else:
+                translated = error
             raise translated from error
         current = engine.store.exec(exec_id)
         if current is not None and current.running:  # its end may have been reported meanwhile

@@ -12,7 +12,7 @@ UNKNOWN, CANNOT_INVOKE, NOT_FOUND = 128, 126, 127
 
 def translate(error: errdefs.BuoyError, *, prefix: str = "") -> tuple[errdefs.BuoyError, int]:
     """The error to answer and the container's exit code, from containerd's error."""
-    text = prefix + error.message
+    text = prefix + _worded(error.message)
     if isinstance(error, errdefs.Unavailable | errdefs.DeadlineExceeded | errdefs.Canceled):
         return type(error)(text), UNKNOWN
     lower = text.lower()
@@ -37,3 +37,12 @@ def translate(error: errdefs.BuoyError, *, prefix: str = "") -> tuple[errdefs.Bu
     if isinstance(error, errdefs.InvalidArgument | errdefs.NotImplementedHere):
         return type(error)(text), UNKNOWN
     return errdefs.Internal(text), UNKNOWN
+
+
+def _worded(text: str) -> str:
+    """containerd's words around a runtime's failure, which scripts look for, where they are missing."""
+    if text.startswith("OCI runtime create failed"):
+        text = f"failed to create shim task: {text}"
+    if "OCI runtime" in text and not text.endswith(": unknown"):
+        text += ": unknown"
+    return text

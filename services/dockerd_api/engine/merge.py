@@ -17,7 +17,7 @@ def merge(config: dict[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(config)
     merged["User"] = config["User"] or image.get("User") or ""
     merged["ExposedPorts"] = {**(image.get("ExposedPorts") or {}), **(config["ExposedPorts"] or {})} or None
-    merged["Env"] = _env(config["Env"] or [], image.get("Env") or [])
+    merged["Env"] = _env(config["Env"] or [], image.get("Env") or []) or None
     merged["Labels"] = {**(image.get("Labels") or {}), **(config["Labels"] or {})}
     if not config["Entrypoint"]:
         if not config["Cmd"]:

@@ -44,10 +44,7 @@ async def list_(request: Request) -> Response:
         sizes = await asyncio.gather(*(processes.sizes(engine, record) for record in found))
     now = datetime.now(UTC)
     return JSONResponse(
-        [
-            containers.summary(record, now=now, size=size, manifest=None)
-            for record, size in zip(found, sizes, strict=True)
-        ]
+        [containers.summary(record, now=now, size=size) for record, size in zip(found, sizes, strict=True)]
     )
 
 
@@ -55,7 +52,7 @@ async def list_(request: Request) -> Response:
 async def inspect(name: str, request: Request) -> Response:
     engine = engine_of(request)
     record = engine.containers.resolve(name)
-    document = containers.inspect(record, engine.folder(record.id), engine.store.execs_of(record.id), None)
+    document = containers.inspect(record, engine.folder(record.id), engine.store.execs_of(record.id))
     if bodies.flag(request.query_params, "size"):
         document["SizeRw"], document["SizeRootFs"] = await processes.sizes(engine, record)
     return JSONResponse(document)

@@ -13,7 +13,7 @@ from dockerd_api.engine.model import Container, Exec
 STORAGE_DRIVER = "overlayfs"
 
 
-def inspect(record: Container, folder: Path, execs: Sequence[Exec], manifest: Any) -> dict[str, Any]:
+def inspect(record: Container, folder: Path, execs: Sequence[Exec]) -> dict[str, Any]:
     """GET /containers/{id}/json. `folder` is the container's on disk; the size is added by the caller."""
     state = record.state
     started = record.runs > 0
@@ -45,7 +45,6 @@ def inspect(record: Container, folder: Path, execs: Sequence[Exec], manifest: An
         "RestartCount": record.restart_count,
         "Driver": STORAGE_DRIVER,
         "Platform": record.platform,
-        "ImageManifestDescriptor": manifest,
         "MountLabel": record.mount_label,
         "ProcessLabel": record.process_label,
         "AppArmorProfile": record.apparmor_profile,
@@ -175,9 +174,7 @@ def published(record: Container) -> dict[str, list[dict[str, str]] | None]:
     return found
 
 
-def summary(
-    record: Container, *, now: datetime, size: tuple[int, int] | None, manifest: Any
-) -> dict[str, Any]:
+def summary(record: Container, *, now: datetime, size: tuple[int, int] | None) -> dict[str, Any]:
     """One element of GET /containers/json."""
     command = " ".join(
         [record.path, *(f"'{argument}'" if " " in argument else argument for argument in record.args)]
@@ -187,7 +184,6 @@ def summary(
         "Names": [f"/{record.name}"],
         "Image": record.image_ref,
         "ImageID": record.image_id,
-        "ImageManifestDescriptor": manifest,
         "Command": command,
         "Created": int(_moment(record.created).timestamp()),
         "Ports": _port_list(record),

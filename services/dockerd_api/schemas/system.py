@@ -147,7 +147,7 @@ async def info(state: Any) -> dict[str, Any]:
 
 
 async def _image_count(state: Any) -> int:
-    return len(await state.images.list())
+    return len(await state.images.list({}))
 
 
 def _sysctl(name: str) -> str:
