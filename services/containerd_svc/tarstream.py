@@ -103,10 +103,42 @@ def decompressed(file: BinaryIO) -> BinaryIO:
     if magic[:2] == b"\x1f\x8b":
         return cast(BinaryIO, igzip.open(file, "rb"))  # type: ignore[no-untyped-call]
     if magic == b"\x28\xb5\x2f\xfd":
-        # A window of 128 MB is what `zstd --long` asks of a reader; more is an attack on memory.
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        return cast(BinaryIO, reader.stream_reader(file, read_across_frames=True))
+        return cast(BinaryIO, _Zstd(file))
     return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file), _CHUNK))
+
+
+class _Zstd:
+    """The uncompressed stream of zstd frames; unlike the library's reader it tells when one ends early."""
+
+    # A frame makes up to 32,000 times its size: what one step may make must fit into memory.
+    _STEP = 4096
+    # A window of 128 MB is what `zstd --long` asks of a reader; more is an attack on memory.
+    _WINDOW = 1 << 27
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = io.BufferedReader(cast(io.RawIOBase, file), _CHUNK)
+        self._frames = zstandard.ZstdDecompressor(max_window_size=self._WINDOW)
+        self._frame = self._frames.decompressobj()
+        self._between = True
+        self._waiting = b""
+        self._plain = b""
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; empty at the end. Raises EOFError within a frame."""
+        while not self._plain:
+            data = self._waiting or self._file.read(self._STEP)
+            self._waiting = b""
+            if not data:
+                if not self._between:
+                    raise EOFError
+                return b""
+            self._plain = self._frame.decompress(data)
+            self._between = self._frame.eof
+            if self._frame.eof:
+                self._waiting = self._frame.unused_data
+                self._frame = self._frames.decompressobj()
+        plain, self._plain = self._plain[:size], self._plain[size:]
+        return plain
 
 
 class _Archive:

@@ -23,6 +23,7 @@ import zstandard
 from isal import isal_zlib
 
 _CHUNK = 1024 * 1024
+_STEP = 4096
 _MOST_MEMBERS = 100_000
 _LONGEST_HEADER = 1024 * 1024
 _DAMAGED: tuple[type[Exception], ...] = (
@@ -71,23 +72,42 @@ async def decompressed(data: AsyncIterator[bytes], kind: str) -> AsyncIterator[b
 
     Raises InvalidArgument where it is damaged or ends early.
     """
-    current = _decompressor(kind)
-    fresh = True
+    member = _Members(kind)
     async for chunk in data:
-        rest = chunk
-        while rest:
-            if current.eof:
-                current, fresh = _decompressor(kind), True
+        member.waiting = chunk
+        while member.waiting:
             try:
-                plain = await asyncio.to_thread(current.decompress, rest)
+                plain = await asyncio.to_thread(member.step)
             except _DAMAGED as error:
                 raise errdefs.InvalidArgument(f"invalid {kind} data: {error}") from error
-            rest = current.unused_data if current.eof else b""
-            fresh = False
             if plain:
                 yield plain
-    if not current.eof and not fresh:
+    if not member.between:
         raise errdefs.InvalidArgument("unexpected EOF")
+
+
+class _Members:
+    """Compressed members in a row, uncompressed a bounded piece at a time."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._current = _decompressor(kind)
+        self.between = True
+        self.waiting = b""
+
+    def step(self) -> bytes:
+        """Uncompress from `waiting` until there is enough to write, or nothing more waits; blocks."""
+        pieces, made = [], 0
+        while self.waiting and made < _CHUNK:
+            # zstd makes up to 32,000 times its input: what one call may make must fit into memory.
+            piece, self.waiting = self.waiting[:_STEP], self.waiting[_STEP:]
+            pieces.append(self._current.decompress(piece))
+            made += len(pieces[-1])
+            self.between = self._current.eof
+            if self._current.eof:
+                self.waiting = self._current.unused_data + self.waiting
+                self._current = _decompressor(self._kind)
+        return b"".join(pieces)
 
 
 def _decompressor(kind: str) -> _Decompressor:

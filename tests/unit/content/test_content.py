@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import errdefs
 import pytest
@@ -38,11 +39,11 @@ async def write(channel: Channel, *requests: pb.WriteContentRequest) -> list[pb.
     return [answer async for answer in pb.ContentStub(channel).write(list(requests))]
 
 
-def req(action: pb.WriteAction, ref: str = "r", **fields: object) -> pb.WriteContentRequest:
-    return pb.WriteContentRequest(action=action, ref=ref, **fields)  # type: ignore[arg-type]
+def req(action: pb.WriteAction, ref: str = "r", **fields: Any) -> pb.WriteContentRequest:
+    return pb.WriteContentRequest(action=action, ref=ref, **fields)
 
 
-async def store(channel: Channel, data: bytes = DATA, **fields: object) -> str:
+async def store(channel: Channel, data: bytes = DATA, **fields: Any) -> str:
     answers = await write(channel, req(WRITE, data=data), req(COMMIT, offset=len(data), **fields))
     return answers[-1].digest
 
