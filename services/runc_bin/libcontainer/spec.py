@@ -223,7 +223,8 @@ _IPC_SYSCTLS = frozenset(
 
 def _check_sysctl(name: str, value: str, namespaces: Mapping[str, Namespace]) -> str:
     key = name if "/" not in name or ("." in name and name.index(".") < name.index("/")) else _slashed(name)
-    if not key or any(c in key for c in "\n=+\0") or ".." in key or key.startswith((".", "/")):
+    parts = _slashed(key).split("/")
+    if any(c in key for c in "\n=+\0") or not all(part.strip(".") for part in parts):
         raise InvalidArgument(f"sysctl {name!r} is not a valid name")
     if "\n" in value.rstrip("\n") or "\0" in value:
         raise InvalidArgument(f"sysctl {name!r} has an invalid value")

@@ -1,0 +1,137 @@
+"""What config.json may say, and what is refused before anything is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from errdefs import BuoyError, InvalidArgument, NotFound, NotImplementedHere
+from linux import mounts as m
+from runc_bin.libcontainer import mount_options, spec, spec_document
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "rootfs").mkdir()
+    return spec_document.default()
+
+
+def read(document: Any, tmp_path: Path) -> spec.Spec:
+    return spec.read_spec(document, str(tmp_path))
+
+
+def test_the_default_document_is_valid(document: dict[str, Any], tmp_path: Path) -> None:
+    made = read(document, tmp_path)
+    assert made.rootfs == str(tmp_path / "rootfs")
+    assert made.readonly_rootfs
+    assert made.is_private("pid")
+    assert made.process is not None
+    assert made.process.args == ("sh",)
+    assert made.process.capabilities is not None
+    assert made.process.capabilities.inheritable == 0
+
+
+def change(document: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        document = document.setdefault(name, {})
+    if value is None:
+        document.pop(last, None)
+    else:
+        document[last] = value
+
+
+def _bind(option: str) -> dict[str, Any]:
+    return {"destination": "/x", "type": "bind", "source": "/y", "options": [option]}
+
+
+BAD: list[tuple[str, Any, type[BuoyError], str]] = [
+    ("ociVersion", "2.0", InvalidArgument, "unsupported runtime spec version"),
+    ("linux", None, InvalidArgument, "linux must be specified"),
+    ("root", None, InvalidArgument, "root must be specified"),
+    ("root.path", "nowhere", InvalidArgument, "invalid rootfs"),
+    ("root.path", "/", InvalidArgument, "invalid rootfs"),
+    ("process.cwd", "", InvalidArgument, "Cwd property must not be empty"),
+    ("process.cwd", "here", InvalidArgument, "Cwd must be an absolute path"),
+    ("process.args", [], InvalidArgument, "args must not be empty"),
+    ("process.args", ["a", 1], InvalidArgument, "process.args must hold strings"),
+    ("process.args", ["a\0b"], InvalidArgument, "null byte"),
+    ("process.user.uid", -1, InvalidArgument, "process.user.uid"),
+    ("process.user.uid", 2**32 - 1, InvalidArgument, "process.user.uid"),
+    ("process.user.additionalGids", [2**32], InvalidArgument, "additionalGids"),
+    ("process.rlimits", [{"type": "RLIMIT_X", "soft": 1, "hard": 1}], InvalidArgument, "invalid rlimit type"),
+    ("process.oomScoreAdj", 1001, InvalidArgument, "oomScoreAdj"),
+    ("process.selinuxLabel", "x", InvalidArgument, "selinux"),
+    ("linux.namespaces", [{"type": "pid"}, {"type": "pid"}], InvalidArgument, "duplicated ns"),
+    ("linux.namespaces", [{"type": "moon"}], InvalidArgument, "does not exist"),
+    ("linux.namespaces", [{"type": "pid", "path": "x"}], InvalidArgument, "must be absolute"),
+    ("linux.namespaces", [{"type": "mount"}, {"type": "time"}], NotImplementedHere, "time namespaces"),
+    ("linux.namespaces", [{"type": "mount"}], InvalidArgument, "hostname"),
+    ("linux.sysctl", {"kernel.panic": "1"}, InvalidArgument, "not in a separate kernel namespace"),
+    ("linux.sysctl", {"kernel.hostname": "x"}, InvalidArgument, "conflicts"),
+    ("linux.sysctl", {"net.ipv4+x": "1"}, InvalidArgument, "not a valid name"),
+    ("linux.sysctl", {"net.ipv4.ip_forward": "1\n2"}, InvalidArgument, "invalid value"),
+    ("linux.sysctl", {"net/../kernel/panic": "1"}, InvalidArgument, "not a valid name"),
+    ("linux.maskedPaths", ["proc"], InvalidArgument, "must be absolute"),
+    ("linux.rootfsPropagation", "odd", InvalidArgument, "rootfsPropagation"),
+    ("linux.devices", [{"path": "/dev/x", "type": "z"}], InvalidArgument, "invalid device type"),
+    ("linux.intelRdt", {"closID": "x"}, NotImplementedHere, "intelRdt"),
+    ("mounts", [{"destination": "/x"}], InvalidArgument, "neither a type nor a bind"),
+    ("mounts", [{"type": "tmpfs"}], InvalidArgument, "destination"),
+    ("mounts", [{"destination": "/x", "options": ["bind"]}], InvalidArgument, "needs a source"),
+    ("mounts", [_bind("size=1")], InvalidArgument, "filesystem-specific"),
+    ("mounts", [_bind("idmap")], NotImplementedHere, "id-mapped"),
+    ("hooks", {"prestart": [{"path": "x"}]}, InvalidArgument, "must be absolute"),
+    ("hooks", {"poststop": [{"path": "/x", "timeout": 0}]}, InvalidArgument, "timeout"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "kind", "message"), BAD, ids=[f"{p}={v}" for p, v, _, _ in BAD])
+def test_what_is_refused(
+    document: dict[str, Any], tmp_path: Path, path: str, value: Any, kind: type[BuoyError], message: str
+) -> None:
+    change(document, path, value)
+    with pytest.raises(kind, match=message):
+        read(document, tmp_path)
+
+
+def test_a_relative_bind_starts_from_the_bundle(document: dict[str, Any], tmp_path: Path) -> None:
+    document["mounts"] = [{"destination": "x", "source": "data", "options": ["rbind", "ro"]}]
+    (mount,) = read(document, tmp_path).mounts
+    assert (mount.destination, mount.source, mount.kind) == ("/x", str(tmp_path / "data"), "bind")
+
+
+def test_sysctl_names_with_slashes(document: dict[str, Any], tmp_path: Path) -> None:
+    document["linux"]["sysctl"] = {"net/ipv4/conf/eth0.1/rp_filter": "1", "net.ipv4.ip_forward": "0"}
+    made = read(document, tmp_path)
+    assert set(made.sysctl) == {"net.ipv4.conf.eth0/1.rp_filter", "net.ipv4.ip_forward"}
+
+
+def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"config\.json not found"):
+        spec.load_spec(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InvalidArgument, match="not valid JSON"):
+        spec.load_spec(str(tmp_path))
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InvalidArgument, match="not valid JSON"):
+        spec.load_spec(str(tmp_path))
+
+
+def test_mount_options() -> None:
+    options = mount_options.parse(
+        ["nosuid", "ro", "noatime", "rslave", "rro", "mode=755", "nr_inodes=5,size=1k"]
+    )
+    assert options.read_only
+    assert options.propagation == (m.MS_SLAVE | m.MS_REC,)
+    assert options.recursive_set == m.MOUNT_ATTR_RDONLY
+    assert options.data == (("mode", "755"), ("nr_inodes", "5"), ("size", "1k"))
+    set_, clear = options.attributes()
+    assert set_ == m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOATIME
+    assert clear == m.MOUNT_ATTR_ATIME
+
+
+def test_the_last_of_two_options_wins() -> None:
+    assert not mount_options.parse(["ro", "rw"]).read_only
+    assert mount_options.parse(["rw", "ro"]).read_only
