@@ -1,10 +1,9 @@
 """Named points at which a test has a process killed, to prove that a crash there loses and leaks nothing.
 
 A point is `crashpoint("room.step")` with a literal name, placed between two steps of a change. It costs one
-comparison. A process started with BUOY_CRASH_AT=room.step ends itself with SIGKILL when it gets there; with
-BUOY_CRASH_ONCE=path it creates that file first, and goes on when the file exists: so the next process survives
-the point. BUOY_CRASH_AT=* means every point; BUOY_CRASH_ONCE then names a folder, in which
-each point has a file of its name.
+comparison. A process started with BUOY_CRASH_AT=room.step ends itself with SIGKILL when it gets there. With
+BUOY_CRASH_ONCE=path it creates that file first, and goes on when the file exists: the next process survives.
+BUOY_CRASH_AT=* means every point; BUOY_CRASH_ONCE then names a folder, where each point has a file.
 """
 
 from __future__ import annotations
