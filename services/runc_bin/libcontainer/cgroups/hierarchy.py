@@ -140,7 +140,8 @@ def v1_paths(cgroups_path: str, container_id: str) -> dict[str, str]:
 
 
 def _own_directory(controller: str, point: str, path: str) -> str:
-    directory = (point + path).rstrip("/")
+    # A process that entered a cgroup namespace from outside sees `/..` as its own cgroup.
+    directory = (point + clean(path)).rstrip("/")
     if os.path.isdir(directory):
         return directory
     # In a container without a cgroup namespace /proc/self/cgroup shows the host's path, but the mount begins
