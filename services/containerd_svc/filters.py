@@ -45,7 +45,7 @@ class _Parser:
 
     def selectors(self) -> list[Filter]:
         found = [self._selector()]
-        while self.at < len(self.text):
+        while self._skip_blanks() < len(self.text):
             if self.text[self.at] != ",":
                 raise self._error(f"unexpected {self.text[self.at]!r}")
             self.at += 1
@@ -54,7 +54,7 @@ class _Parser:
 
     def _selector(self) -> Filter:
         path = [self._token(_FIELD, "field")]
-        while self.text.startswith(".", self.at):
+        while self.text.startswith(".", self._skip_blanks()):
             self.at += 1
             path.append(self._token(_FIELD, "field"))
         operator = self.text[self.at : self.at + 2]
@@ -66,7 +66,7 @@ class _Parser:
             self.at = regexp.end()
             value = regexp.group(2).replace("\\" + regexp.group(1), regexp.group(1))
         else:
-            value = self._token(_VALUE, "value")
+            value = self._pattern() if operator == "~=" else self._token(_VALUE, "value")
         if operator == "==":
             return lambda lookup: lookup(path) == value
         if operator == "!=":
@@ -77,8 +77,27 @@ class _Parser:
             raise self._error(f"bad regular expression {value!r}: {error}") from error
         return lambda lookup: (found := lookup(path)) is not None and pattern.search(found) is not None
 
+    def _skip_blanks(self) -> int:
+        """Blanks may stand before any token; the position of the next one."""
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+        return self.at
+
+    def _pattern(self) -> str:
+        """The value of `~=`, which may also be quoted by slashes or bars, with nothing but those escaped."""
+        quote = self.text[self._skip_blanks() : self.at + 1]
+        if quote not in ("/", "|"):
+            return self._token(_VALUE, "value")
+        found = re.compile(rf"{re.escape(quote)}((?:[^{quote}\\\n]|\\.)*){re.escape(quote)}").match(
+            self.text, self.at
+        )
+        if found is None:
+            raise self._error("quoted value without an end")
+        self.at = found.end()
+        return found.group(1).replace(f"\\{quote}", quote)
+
     def _token(self, plain: re.Pattern[str], what: str) -> str:
-        quoted = _QUOTED.match(self.text, self.at)
+        quoted = _QUOTED.match(self.text, self._skip_blanks())
         if quoted:
             self.at = quoted.end()
             try:

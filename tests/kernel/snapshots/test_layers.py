@@ -38,7 +38,8 @@ def entry(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo,
 
 
 def folder(name: str, **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
-    return entry(name, **({"type": tarfile.DIRTYPE, "mode": 0o755} | fields))
+    settled: dict[str, Any] = {"type": tarfile.DIRTYPE, "mode": 0o755} | fields
+    return entry(name, **settled)
 
 
 def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
