@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from runc_bin.libcontainer.cgroups import Manager
 
 Start = Callable[[str], subprocess.Popen[bytes]]

@@ -5,13 +5,14 @@ A hybrid host's v2 tree has few controllers, but processes, freezer, kill and de
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 import errdefs
 import pytest
-from runc_bin.libcontainer.cgroups import Manager, bpf_devices, hierarchy
+from runc_bin.libcontainer.cgroups import Manager, bpf_devices, hierarchy, manager_for
 
 from .conftest import Start, finish
 
@@ -115,3 +116,87 @@ def test_a_service_s_own_cgroup_gives_no_controllers(cgroup_name: str) -> None:
     manager = made(f"{service}/box")
     assert Path(ROOT + service, "cgroup.subtree_control").read_text().strip() == ""
     manager.destroy()
+
+
+full = pytest.mark.skipif(not hierarchy.unified(), reason="needs all controllers in cgroup v2")
+
+
+def value(manager: Manager, file: str) -> str:
+    return Path(manager.directory, file).read_text().strip()
+
+
+@full
+def test_limits(cgroup_name: str) -> None:
+    mega = 1 << 20
+    manager = manager_for({"cgroupsPath": cgroup_name, "resources": {"cpu": {"shares": 512}}}, "id")
+    manager.create()
+    manager.apply()
+    assert value(manager, "cpu.weight") == "59"
+    manager.update(
+        {
+            "memory": {"limit": 64 * mega, "swap": 96 * mega, "reservation": 32 * mega},
+            "cpu": {"quota": 50000, "period": 200000, "cpus": "0", "mems": "0"},
+            "pids": {"limit": 77},
+            "unified": {"memory.high": str(48 * mega)},
+        }
+    )
+    assert value(manager, "memory.max") == str(64 * mega)
+    assert value(manager, "memory.low") == str(32 * mega)
+    assert value(manager, "memory.high") == str(48 * mega)
+    assert value(manager, "cpu.max") == "50000 200000"
+    assert value(manager, "cpuset.cpus") == "0"
+    assert value(manager, "pids.max") == "77"
+    swap = Path(manager.directory, "memory.swap.max")
+    assert not swap.exists() or swap.read_text().strip() == str(32 * mega)
+    manager.update({"memory": {"limit": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1}})
+    assert value(manager, "memory.max") == "max"
+    assert value(manager, "pids.max") == "max"
+    assert value(manager, "cpu.max") == "max 100000"
+    with pytest.raises(errdefs.InvalidArgument, match=r"cpu\.max"):
+        manager.update({"cpu": {"quota": 1}})
+
+
+@full
+async def test_memory_kill_is_counted_and_seen_by_a_loop(cgroup_name: str, start: Start) -> None:
+    manager = made(cgroup_name)
+    limit = 16 << 20
+    manager.apply({"memory": {"limit": limit, "swap": limit}})
+    process = start("head -c 300000000 /dev/zero | tail -c 250000000 | wc -c")
+    manager.add_pid(process.pid)
+    seen = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with manager.oom_events() as events:
+        loop.add_reader(events.fileno(), seen.set)
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+        deadline = loop.time() + 60
+        while (
+            not events.kills() and loop.time() < deadline
+        ):  # memory.events also tells of the limit being met
+            await asyncio.wait_for(seen.wait(), 60)
+            seen.clear()
+        await asyncio.to_thread(process.wait, 60)
+        assert manager.oom_kills() >= 1
+        assert manager.stats()["memory"]["usage"]["limit"] == limit
+        loop.remove_reader(events.fileno())
+        manager.kill_all()
+        manager.destroy(timeout=5)
+        assert events.kills() is None
+
+
+@full
+def test_pids_limit_holds(cgroup_name: str, start: Start) -> None:
+    manager = made(cgroup_name)
+    manager.apply({"pids": {"limit": 2}})
+    process = start("sleep 0 & sleep 0 & sleep 0 & wait")
+    manager.add_pid(process.pid)
+    _, output = finish(process)
+    assert "fork" in output
+
+
+@full
+def test_relative_path_lies_beside_the_caller_s_cgroup() -> None:
+    own = hierarchy.own_cgroups()[""]
+    manager = manager_for({"cgroupsPath": "../a/b"}, "id")
+    assert manager.paths == {"": f"{hierarchy.MOUNT}{os.path.dirname(own).rstrip('/')}/a/b"}
