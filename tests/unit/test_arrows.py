@@ -27,12 +27,12 @@ PACKAGES: dict[str, set[str]] = {
 }
 # Inside dockerd_api: what a room may import of its sisters. Rooms are folders, or files at the top.
 DOCKERD_ROOMS: dict[str, set[str]] = {
-    "schemas": set(),
     "security": set(),
     "network": set(),
     "streams": {"hijack"},
-    "images": {"schemas"},
-    "engine": {"images", "network", "schemas", "security", "streams", "config"},
+    "images": set(),
+    "engine": {"images", "network", "security", "streams", "config"},
+    "schemas": {"config", "engine"},
     "routes": {"engine", "images", "network", "schemas", "streams", "hijack"},
 }
 CONTAINERD_ROOMS: dict[str, set[str]] = {
