@@ -43,12 +43,13 @@ async def test_a_running_task_is_found_again_untouched(world: World) -> None:
 
 
 async def test_exits_while_it_was_down_are_told_exactly_once(world: World) -> None:
-    ids = [await world.run("sh", "-c", f"sleep 0.6; exit {number}") for number in (0, 3)]
+    ids = [await world.run(*world.gated(f"exit {number}")) for number in (0, 3)]
     async with Follower(world, "topic~=|^/tasks/|") as follower:
         early = await world.run("true")
         await until(lambda: exits(follower), "the first exit is told")
         cursor = follower.cursor
     world.kill_daemon()
+    world.open_gate()
     records = [world.dir / "containers" / container_id / "exit.json" for container_id in ids]
     await until(lambda: all(record.exists() for record in records), "both have ended")
     await world.restart_daemon()
@@ -94,12 +95,13 @@ async def test_events_are_seen_exactly_once_through_kills(world: World) -> None:
 
 async def test_a_shim_that_died_meanwhile_is_reported(world: World) -> None:
     dead = await world.run("sleep", "100")
-    told = await world.run("sh", "-c", "sleep 0.3; exit 6")
+    told = await world.run(*world.gated("exit 6"))
     async with Follower(world) as follower:
         marker = await world.container("true")
         await until(lambda: follower.seen, "an event")
         cursor = follower.cursor
     world.kill_daemon()
+    world.open_gate()
     record = world.dir / "containers" / told / "exit.json"
     await until(record.exists, "one has ended by itself")
     for pid in world.shim_pids():

@@ -113,9 +113,10 @@ async def test_a_wait_goes_on_after_the_daemon_was_killed(world: World) -> None:
 
 
 async def test_an_exit_while_the_daemon_is_dead_is_decided_afterwards(world: World) -> None:
-    container_id = await world.run("sh", "-c", "sleep 0.3; exit 1", labels=labels("on-failure:1"))
+    container_id = await world.run(*world.gated("sleep 0.2; exit 1"), labels=labels("on-failure:1"))
     first = await world.get(container_id)
     world.kill_daemon()
+    world.open_gate()
     record = world.dir / "containers" / container_id / "exit.json"
     await until(record.exists, "it has ended")
     await world.restart_daemon()

@@ -165,6 +165,7 @@ class World:
         for place in reversed(mounted):
             if place.startswith(f"{self.dir}/"):
                 _quietly("umount", "-l", place)
+        (self.rootfs / self.dir.name).unlink(missing_ok=True)
         shutil.rmtree(self.dir)
 
     def shim_pids(self) -> list[int]:
@@ -223,8 +224,15 @@ class World:
         )
         return container_id
 
+    def gated(self, command: str) -> list[str]:
+        """Arguments that wait for `open_gate`, then run the shell's `command`."""
+        return ["sh", "-c", f"until [ -e /{self.dir.name} ]; do sleep 0.02; done; {command}"]
+
+    def open_gate(self) -> None:
+        (self.rootfs / self.dir.name).touch()
+
     def task_request(self, container_id: str, stdout: str = "") -> CreateTaskRequest:
-        rootfs = Mount(type="bind", source=str(self.rootfs), options=["rbind", "ro"])
+        rootfs = Mount(type="bind", source=str(self.rootfs), options=["rbind", "rw"])
         return CreateTaskRequest(container_id=container_id, rootfs=[rootfs], stdout=stdout, stderr=stdout)
 
     async def run(self, *args: str, labels: Mapping[str, str] | None = None, stdout: str = "") -> str:
