@@ -335,7 +335,9 @@ class Attachments:
             self._log.finish(stream)
 
     def complain(self, text: str) -> None:
-        """Tell the clients of a process that cannot start why, where they expect its output, as Docker does."""
+        """Tell the clients of a process that cannot start why, where they expect its output, as Docker
+        does.
+        """
         self._output("stdout", f"{text}\r\n".encode())
 
     def finish(self) -> None:

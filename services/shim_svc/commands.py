@@ -100,7 +100,7 @@ def start(flags: Mapping[str, str]) -> int:
         runc_bin.warm()
         gc.collect()
         gc.freeze()
-        ready = fork_shim(options, listener)
+        ready = fork_shim(options, listener, _log_of(options.bundle))
         listener.close()
         if not os.read(ready, 32):
             return _fail("the shim ended while it started")
@@ -110,6 +110,18 @@ def start(flags: Mapping[str, str]) -> int:
         return _fail(str(error))
     print(bootstrap(options.address))
     return 0
+
+
+def _log_of(bundle: Path) -> int:
+    """Where a shim that containerd started logs to: the named pipe `log` that containerd reads, if there
+    is one.
+    """
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    path = bundle / "log"
+    if path.is_fifo():
+        with contextlib.suppress(OSError):  # nobody reads it
+            return os.open(path, flags)
+    return os.open("/dev/null", flags)
 
 
 def delete(flags: Mapping[str, str]) -> int:

@@ -125,19 +125,22 @@ async def _read_ready(fd: int) -> int:
     return int(text)
 
 
-def fork_shim(options: ShimOptions, listener: socket.socket) -> int:
-    """Fork a shim by way of a child that ends at once; returns the read end of its ready pipe."""
+def fork_shim(options: ShimOptions, listener: socket.socket, stderr: int = 2) -> int:
+    """Fork a shim by way of a child that ends at once; returns the read end of its ready pipe.
+
+    stderr: the descriptor for its log, which must not be what somebody reads to the end.
+    """
     ready, write_end = os.pipe2(os.O_CLOEXEC)
 
     def between() -> int:
         os.setsid()
         keep = (listener.fileno(), write_end)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        fork_child(lambda: run_shim(options, listener, write_end), stdio=(null, null, 2), keep=keep)
+        fork_child(lambda: run_shim(options, listener, write_end), stdio=(null, null, stderr), keep=keep)
         return 0
 
     try:
-        pid = fork_child(between, keep=(listener.fileno(), write_end))
+        pid = fork_child(between, keep=(listener.fileno(), write_end, stderr))
         os.waitpid(pid, 0)
     except BaseException:
         os.close(ready)

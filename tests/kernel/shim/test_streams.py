@@ -172,7 +172,7 @@ async def test_logs_without_follow_end(box: Box) -> None:
 
 
 async def test_replay_while_the_log_is_rotated(box: Box) -> None:
-    """Files that are rotated away under the reader are read to their end; what is deleted is missing whole."""
+    """Files that are rotated away under the reader are read to their end; a deleted one is missing whole."""
     options = {"dev.buoy.log.max-size": "20000", "dev.buoy.log.max-file": "3"}
     await started(box, ["sh", "-c", "seq 1 4000; sleep 0.2; seq 4001 8000"], annotations=options)
     await until(lambda: box.log.exists() and box.log.stat().st_size)
