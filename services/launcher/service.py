@@ -137,10 +137,11 @@ class Supervised:
         self.on_notify()
         if not select.select([self.pidfd], [], [], 0)[0]:
             return  # Its last word was MAINPID.
-        ended, how = self.pid, "ended"
+        ended, how, killed = self.pid, "ended", False
         with contextlib.suppress(ChildProcessError):
             _, status = os.waitpid(self.pid, 0)
             code = os.waitstatus_to_exitcode(status)
+            killed = code < 0
             how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
         if self.spec.kill_mode == "group":
             with contextlib.suppress(ProcessLookupError):
@@ -148,10 +149,11 @@ class Supervised:
         was, self.phase = self.phase, Phase.STOPPED
         say(f"{self.spec.name}: pid {ended} {how}")
         self._forget()
-        if not self._again:
+        if self._again and (was is not Phase.STARTING or killed):
+            self._spawn()  # Which writes the next pid over the old: the file is never missing meanwhile.
             return
-        if was is not Phase.STARTING:
-            self._spawn()
+        self._layout.pid_file(self.spec.name).unlink(missing_ok=True)
+        if not self._again:
             return
         self.failures += 1
         self.phase = Phase.WAITING
@@ -182,7 +184,6 @@ class Supervised:
         os.close(self.pidfd)
         self.pid, self.pidfd, self.started = 0, -1, 0
         self._alive_by = self._kill_at = 0.0
-        self._layout.pid_file(self.spec.name).unlink(missing_ok=True)
         self._changed(self)
 
     def _obey(self, message: notify.Message) -> None:

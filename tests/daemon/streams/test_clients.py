@@ -1,0 +1,181 @@
+"""The docker client's long connections while dockerd-api is killed under it, over and over."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launcher.control import ask
+
+from tests.support.engine import Engine
+
+pytestmark = pytest.mark.root
+
+COUNT = "i=0; while [ $i -lt {n} ]; do echo $i; i=$((i+1)); sleep 0.02; done; exit {code}"
+
+
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Engine]:
+    """An engine whose daemon these tests kill."""
+    made = Engine()
+    try:
+        made.up()
+        made.import_busybox()
+        yield made
+    finally:
+        made.purge()
+
+
+def status(engine: Engine) -> dict[str, Any]:
+    found: dict[str, Any] = ask(engine.state / "run/launcher.sock", 5.0, op="status")["services"][
+        "dockerd-api"
+    ]
+    return found
+
+
+def kill(engine: Engine) -> None:
+    """SIGKILL the daemon; return when the next one is ready."""
+    starts = status(engine)["starts"]
+    engine.kill("dockerd-api", signal.SIGKILL)
+    engine.until(
+        "dockerd-api ready again",
+        lambda: status(engine)["starts"] > starts and status(engine)["phase"] == "ready",
+    )
+
+
+def numbers(count: int) -> str:
+    return "".join(f"{number}\n" for number in range(count))
+
+
+def test_every_client_of_a_container_survives_ten_kills(killed: Engine) -> None:
+    """run, exec, logs -f, wait and events, each on connections of its own: exact, with true exit codes."""
+    n = 400
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    events = killed.start("events", "--filter", "container=kills", "--format", "{{json .}}", **pipe)
+    killed.until("events under way", lambda: streams(killed) >= 1)
+    clients = {
+        "run": killed.start(
+            "run", "--name", "kills", "busybox", "sh", "-c", COUNT.format(n=n, code=7), **pipe
+        )
+    }
+    killed.until("it runs", lambda: killed.docker("top", "kills").returncode == 0)
+    clients["logs"] = killed.start("logs", "-f", "kills", **pipe)
+    clients["wait"] = killed.start("wait", "kills", **pipe)
+    clients["exec"] = killed.start("exec", "kills", "sh", "-c", COUNT.format(n=100, code=9), **pipe)
+    killed.until(
+        "execs under way", lambda: "exec_start" in killed.out("events", "--since", "1", "--until", "1s")
+    )
+    pid = killed.inspect("kills")["State"]["Pid"]
+    kills = 0
+    while clients["run"].poll() is None and kills < 10:
+        kill(killed)
+        kills += 1
+    ended = {name: (client.communicate(timeout=60), client.returncode) for name, client in clients.items()}
+    assert ended["run"] == ((numbers(n), ""), 7)
+    assert ended["logs"] == ((numbers(n), ""), 0)
+    assert ended["wait"] == (("7\n", ""), 0)
+    assert ended["exec"] == ((numbers(100), ""), 9)
+    assert pid
+    killed.out("rm", "kills")
+    killed.until("destroyed", lambda: "destroy" in killed.out("events", "--since", "1", "--until", "1s"))
+    kill(killed)
+    events.terminate()
+    seen = [json.loads(line) for line in events.communicate(timeout=20)[0].splitlines()]
+    actions = [event["Action"].partition(":")[0] for event in seen]
+    expected = ["create", "attach", "start", "exec_create", "exec_start", "exec_die", "die", "destroy"]
+    assert [action for action in actions if action in expected] == expected
+    assert [event["timeNano"] for event in seen] == sorted({event["timeNano"] for event in seen})
+    assert kills >= 2
+
+
+def streams(engine: Engine) -> int:
+    return len({name for name in status(engine)["stored"] if name.startswith("stream-")})
+
+
+def test_attach_and_wait_before_start_survive_kills(killed: Engine) -> None:
+    """What the client does in `run --rm`, with the daemon killed between each two steps."""
+    created = killed.out("create", "-i", "--rm", "busybox", "sh", "-c", "read line; echo got $line; exit 5")
+    with open_connection(killed) as attach, open_connection(killed) as wait:
+        attach.sendall(
+            f"POST /v1.47/containers/{created}/attach?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\n"
+            "Host: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nfirst ".encode()
+        )
+        assert read_head(attach) == (
+            b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.multiplexed-stream\r\n"
+            b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+        )
+        kill(killed)
+        wait.sendall(
+            f"POST /v1.47/containers/{created}/wait?condition=removed HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        )
+        assert read_head(wait).startswith(b"HTTP/1.1 200 OK\r\n")
+        kill(killed)
+        killed.out("start", created)
+        kill(killed)
+        attach.sendall(b"second\n")
+        body = b"got first second\n"
+        assert read_all(attach) == b"\x01\0\0\0" + len(body).to_bytes(4, "big") + body
+        assert b'{"StatusCode":5}\n' in read_all(wait)
+    assert created not in killed.out("ps", "-aq", "--no-trunc")
+
+
+def open_connection(engine: Engine) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(30)
+    sock.connect(engine.socket)
+    return sock
+
+
+def read_head(sock: socket.socket) -> bytes:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += sock.recv(1)
+    return head
+
+
+def read_all(sock: socket.socket) -> bytes:
+    with sock.makefile("rb") as reply:
+        return reply.read()
+
+
+def test_run_rm_and_its_exit_code_over_a_kill(killed: Engine) -> None:
+    client = killed.start(
+        "run", "--rm", "--name", "once", "busybox", "sh", "-c", "echo one; sleep 2; echo two; exit 3",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    killed.until("it runs", lambda: killed.docker("top", "once").returncode == 0)
+    kill(killed)
+    assert client.communicate(timeout=60) == ("one\ntwo\n", "")
+    assert client.returncode == 3
+    killed.until("removed", lambda: killed.docker("inspect", "once").returncode != 0)
+
+
+def test_exit_while_the_daemon_is_down(killed: Engine, tmp_path: Path) -> None:
+    """The container ends while dockerd-api is stopped; who waited and followed is told by the next one."""
+    go = tmp_path / "go"
+    script = "echo begin; while [ ! -e /go/go ]; do sleep 0.05; done; echo end; exit 4"
+    killed.out("run", "-d", "--name", "alone", "-v", f"{tmp_path}:/go", "busybox", "sh", "-c", script)
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    clients = [killed.start("wait", "alone", **pipe), killed.start("logs", "-f", "alone", **pipe)]
+    killed.until("both under way", lambda: streams(killed) == 2)
+    shim_child = killed.inspect("alone")["State"]["Pid"]
+    killed.kill("dockerd-api", signal.SIGSTOP)
+    go.touch()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{shim_child}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    kill(killed)
+    assert [client.communicate(timeout=30) for client in clients] == [("4\n", ""), ("begin\nend\n", "")]
+    killed.out("rm", "alone")
+
+
+def test_nothing_stays_in_the_store(killed: Engine) -> None:
+    killed.until("an empty store", lambda: status(killed)["stored"] == ["connstate"])
