@@ -81,7 +81,7 @@ def wheels() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         pip = [str(REPO / ".venv/bin/python"), "-m", "pip", "wheel", "-q", "--disable-pip-version-check"]
         subprocess.run(
-            [*pip, "-w", str(folder), "-c", str(constraints), str(REPO), "setuptools", "wheel"],
+            [*pip, "-w", str(folder), "-c", str(constraints), str(REPO), "setuptools"],
             check=True,
             cwd=folder.parent,
         )

@@ -57,7 +57,11 @@ class Engine:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def pid(self, service: str) -> int:
-        return int((self.state / f"run/{service}.pid").read_text())
+        """The service's main process; 0 while there is none."""
+        try:
+            return int((self.state / f"run/{service}.pid").read_text())
+        except FileNotFoundError:
+            return 0
 
     def kill(self, service: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a service's main process."""
@@ -67,7 +71,7 @@ class Engine:
         """SIGKILL a service and wait until the launcher has it back."""
         before = self.pid(service)
         os.kill(before, signal.SIGKILL)
-        self.until(f"{service} back", lambda: self.pid(service) != before)
+        self.until(f"{service} back", lambda: self.pid(service) not in (0, before))
 
     def docker(
         self, *arguments: str, timeout: float = 60, **options: Any
