@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         nursery=os.path.abspath(options.nursery),
         debug=options.log_level in ("trace", "debug"),
     )
+    # The event loop hands work to threads all the time: it must get the interpreter back at once.
+    sys.setswitchinterval(0.0005)
     try:
         passed = service_manager.listen_fds()
         held = hold(settings.root, settings.state)

@@ -25,6 +25,7 @@ from pb.containerd.types import Mount
 from pb.google.protobuf import Any as AnyMessage
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
+_TRASH = ".trash"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ class Bundle:
         )
 
     def remove(self) -> None:
-        """Unmount the root file system, if it is still mounted, and remove the folder. Missing is fine."""
+        """Unmount the root file system, if it is still mounted, and take the folder away. Missing is fine.
+
+        It only gets another name here, since unlinking may be slow: `empty_trash` does the rest.
+        """
         rootfs = self.path / "rootfs"
         with contextlib.suppress(OSError):
             while True:  # mounts may lie on one another
@@ -137,15 +141,24 @@ class Bundle:
                 raise errdefs.FailedPrecondition(f"{rootfs} is still mounted")
         except FileNotFoundError:
             pass
+        trash = self.path.parents[1] / _TRASH
+        trash.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+            os.rename(self.path, trash / secrets.token_hex(16))
+
+
+def empty_trash(state: Path) -> None:
+    """Remove what bundles have left. Blocks; for a thread."""
+    with contextlib.suppress(FileNotFoundError):
+        for folder in (state / _TRASH).iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def scan(state: Path) -> Iterator[Bundle]:
     """Every bundle below the state folder."""
     with contextlib.suppress(FileNotFoundError):
         for namespace in sorted(state.iterdir()):
-            if namespace.is_dir():
+            if namespace.is_dir() and not namespace.name.startswith("."):
                 for folder in sorted(namespace.iterdir()):
                     if folder.is_dir():
                         yield Bundle(state, namespace.name, folder.name)

@@ -21,6 +21,8 @@ from typing import TypeVar
 
 import betterproto2
 import errdefs
+import pb.buoy.events.v1
+import pb.containerd.events  # noqa: F401 - importing a message makes it known to the pool
 from pb.google.protobuf import Any as AnyMessage
 from pb.message_pool import default_message_pool
 from storage.database import Database

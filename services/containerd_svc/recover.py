@@ -59,7 +59,7 @@ class Recovery:
         try:
             record = bundle.record()
             if record is None:
-                bundle.remove()  # killed while it was being written: nothing else was begun
+                self._supervisor.discard(bundle)  # killed while it was being written: nothing else was begun
                 return
             if row is None or row.key != record.key:
                 row = Row(bundle.namespace, bundle.id, record.key)
@@ -87,7 +87,7 @@ class Recovery:
             if not row.due_at:
                 # Create was not done, or Delete was: undo the one, finish the other.
                 await self._supervisor.dismiss(shim)
-                bundle.remove()
+                self._supervisor.discard(bundle)
                 await self._supervisor.rows.forget(task.name)
                 return
             state = None

@@ -29,7 +29,7 @@ from pb.containerd.v1.types import Status
 from pb.google.protobuf import Empty
 
 from containerd_svc import restart_policy
-from containerd_svc.bundle import Bundle
+from containerd_svc.bundle import Bundle, empty_trash
 from containerd_svc.containers import Containers
 from containerd_svc.shims import Shim, Shims
 from containerd_svc.task import Task
@@ -62,6 +62,7 @@ class Supervisor:
         self._leaving: dict[tuple[str, str], asyncio.Event] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._sweeping = False
 
     # Background work.
 
@@ -94,6 +95,17 @@ class Supervisor:
             if task.shim is not None:
                 await task.shim.close()
 
+    def discard(self, bundle: Bundle) -> None:
+        """Remove a bundle folder; its files go in a thread."""
+        bundle.remove()
+        if not self._sweeping:
+            self._sweeping = True
+            self.spawn(self._sweep(), "emptying of the trash")
+
+    async def _sweep(self) -> None:
+        self._sweeping = False  # what is thrown away from now on wants another sweep
+        await asyncio.get_running_loop().run_in_executor(None, empty_trash, self.state)
+
     # Making and unmaking.
 
     async def launch(self, task: Task, spec: bytes) -> None:
@@ -101,7 +113,7 @@ class Supervisor:
         await self._left(task.place)
         async with contextlib.AsyncExitStack() as undo:
             task.bundle.create(spec, task.record)
-            undo.callback(task.bundle.remove)
+            undo.callback(self.discard, task.bundle)
             task.bundle.mark("create", task.record.call_key, done=False)
             try:
                 shim = await self.shims.start(task.bundle)
@@ -153,7 +165,7 @@ class Supervisor:
             with contextlib.suppress(errdefs.BuoyError):
                 await shim.call("Shutdown", ShutdownRequest(id=task.bundle.id), Empty, timeout=1.0)
         crashpoint("containerd.delete.shut-down")
-        task.bundle.remove()
+        self.discard(task.bundle)
         self.spawn(self._leave(task, shim, left), f"end of {task.bundle.id}")
 
     async def _leave(self, task: Task, shim: Shim | None, left: asyncio.Event) -> None:
@@ -168,7 +180,7 @@ class Supervisor:
                     shim.kill()
                 await shim.close()
             if task.place not in self.tasks:
-                task.bundle.remove()  # what the shim wrote on its way out
+                self.discard(task.bundle)  # what the shim wrote on its way out
         finally:
             left.set()
             if self._leaving.get(task.place) is left:
@@ -263,7 +275,7 @@ class Supervisor:
         if taken.due_at:
             self.arm(task, taken.due_at)
             return
-        bundle.remove()
+        self.discard(bundle)
         self._drop(task)
         await self.rows.forget(task.name)
 
@@ -341,7 +353,7 @@ class Supervisor:
     async def _relaunch(self, task: Task) -> None:
         """A new shim and bundle for a task whose shim has died."""
         spec = (task.bundle.path / "config.json").read_bytes()
-        task.bundle.remove()
+        self.discard(task.bundle)
         task.deleted.clear()
         task.execs.clear()
         await self.launch(task, spec)
