@@ -87,7 +87,7 @@ def test_one_service(engine: Engine, service: str, how: str) -> None:
 
 def test_both_daemons_killed_ten_times(own_engine: Engine) -> None:
     engine = own_engine
-    script = PRINTER.format(count=300)
+    script = PRINTER.format(count=600)
     id = engine.out("run", "-d", "-p", "80", "busybox", "sh", "-c", script)
     pid = engine.inspect(id)["State"]["Pid"]
     began = start_time(pid)
@@ -103,13 +103,13 @@ def test_both_daemons_killed_ten_times(own_engine: Engine) -> None:
         engine.until("both back", lambda old=old: all(engine.pid(name) not in (0, old[name]) for name in old))
         assert engine.inspect(id)["State"]["Pid"] == pid
         assert start_time(pid) == began
-    whole = "".join(f"{n}\n" for n in range(300))
+    whole = "".join(f"{n}\n" for n in range(600))
     assert clients["wait"].communicate(timeout=60)[0] == "7\n"
     assert clients["logs"].communicate(timeout=30)[0] == whole
     attached = clients["attach"].communicate(timeout=30)[0]
     assert clients["attach"].returncode == 7
     assert whole.endswith(attached)
-    assert attached.count("\n") > 250
+    assert attached.count("\n") > 500
     assert engine.out("wait", id) == "7"
     assert engine.docker("logs", id).stdout == whole
 
