@@ -1,0 +1,45 @@
+"""Run as a process by test_crashes: everything that is done with an image in its life, in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from dockerd_api.images import Images
+
+from tests.support.archives import chunks, saved_image
+from tests.support.stores import Stores, serve_stores
+
+IMAGE_ID, ARCHIVE = saved_image(["a:1", "b:2"], [{"one": b"1"}, {"two": b"2"}])
+
+
+async def nothing(*_: object) -> None:
+    """Events are of no interest here."""
+
+
+async def life(stores: Stores) -> None:
+    """Load, use, name, remove."""
+    channel = stores.channel()
+    images = Images(channel, nothing, spool=stores.root)
+    await images.recover()
+    lines = [line async for line in images.load(chunks(ARCHIVE))]
+    assert lines == ["Loaded image: a:1\n", "Loaded image: b:2\n"]
+    image = await images.resolve("a:1")
+    assert image.id == IMAGE_ID
+    await images.prepare_snapshot("container", image)
+    assert await images.snapshot_mounts("container")
+    await images.remove_snapshot("container")
+    await images.tag("a:1", "c", "3")
+    assert (await images.remove(IMAGE_ID[7:19], force=True))[-3]["Deleted"] == IMAGE_ID
+    await stores.snapshots.cleanup("overlayfs")
+    channel.close()
+
+
+async def main() -> None:
+    async with serve_stores(Path(sys.argv[1])) as stores:
+        await life(stores)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,183 @@
+"""Every registered crash point is hit once, by an engine that is asked for the same things until they are done.
+
+The register is what the code names: each `crashpoint("…")`. A point that no operation comes by fails the test, so
+that a new point brings its operation along. At the end the engine does everything without a crash, and nothing of
+the crashed attempts is left.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from launcher.busybox_image import busybox_image_tar, busybox_rootfs_tar
+
+from tests.support.debian import REPO
+from tests.support.engine import DOCKER, Engine
+
+pytestmark = [pytest.mark.root, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(900)]
+
+TRIES = 40
+
+
+def registered() -> set[str]:
+    """The names of all crash points in services/; a name that is no literal is an error."""
+    names = set()
+    for path in (REPO / "services").rglob("*.py"):
+        if path.name == "crashpoints.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "crashpoint":
+                (argument,) = node.args
+                assert isinstance(argument, ast.Constant), f"{path}:{node.lineno}: not a literal"
+                names.add(str(argument.value))
+    return names
+
+
+class Crashing:
+    """An engine whose processes die at each point once, and what is asked of it."""
+
+    def __init__(self, engine: Engine, markers: Path) -> None:
+        self.engine = engine
+        self.markers = markers
+
+    def hit(self) -> set[str]:
+        return {entry.name for entry in self.markers.iterdir()}
+
+    def docker(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The client, with a deadline of its own: a reply that was lost must not stop the test."""
+        try:
+            return self.engine.docker(*arguments, timeout=30)
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(arguments, 124, "", "no reply within 30 s")
+
+    def done(self, what: str, attempt: Callable[[], bool]) -> None:
+        """Try until it works; it may fail only as often as points are hit meanwhile."""
+        for _ in range(TRIES):
+            before = self.hit()
+            if attempt():
+                return
+            deadline = time.monotonic() + 30
+            while self.docker("version").returncode and time.monotonic() < deadline:
+                time.sleep(0.1)
+            last = self.hit() == before
+            if last and attempt():
+                return
+        raise AssertionError(f"{what}: not done after {TRIES} tries{self.engine.logs()}")
+
+    def gone(self, *names: str) -> None:
+        """Containers of these names do not exist."""
+        for name in names:
+            self.done(
+                f"rm {name}",
+                lambda name=name: (
+                    "No such container" in (out := self.docker("rm", "-f", name)).stderr
+                    or out.returncode == 0
+                ),
+            )
+
+    def image(self) -> None:
+        archive = str(self.engine.state / "busybox.tar")
+        self.done("import", lambda: self.docker("import", archive, "busybox").returncode == 0)
+        self.done("import other", lambda: self.docker("import", "-m", "x", archive, "other").returncode == 0)
+        saved = str(self.engine.state / "image.tar")
+        self.done("load", lambda: self.docker("load", "-i", saved).returncode == 0)
+        for name in ("other", "loaded"):
+            self.done(
+                "rmi",
+                lambda name=name: (
+                    self.docker("rmi", "-f", name).returncode == 0
+                    or "No such image" in self.docker("rmi", "-f", name).stderr
+                ),
+            )
+
+    def foreground(self) -> None:
+        def attempt() -> bool:
+            self.gone("front")
+            out = self.docker("run", "--rm", "--name", "front", "busybox", "sh", "-c", "echo said; exit 3")
+            return (out.returncode, out.stdout) == (3, "said\n")
+
+        self.done("run --rm", attempt)
+        self.gone("front")
+
+    def background(self) -> None:
+        def attempt() -> bool:
+            self.gone("back")
+            command = ("sh", "-c", "trap 'exit 4' TERM; echo up; while :; do sleep 0.05; done")
+            if self.docker("run", "-d", "-p", "80", "--name", "back", "busybox", *command).returncode:
+                return False
+            follower = subprocess.Popen(
+                [DOCKER, "-H", self.engine.host, "logs", "-f", "back"], stdout=subprocess.PIPE, text=True
+            )
+            try:
+                if self.docker("exec", "back", "echo", "in").stdout != "in\n":
+                    return False
+                if self.docker("pause", "back").returncode or self.docker("unpause", "back").returncode:
+                    return False
+                if self.docker("stop", "-t", "5", "back").returncode:
+                    return False
+                return follower.communicate(timeout=20)[0] == "up\n"
+            except subprocess.TimeoutExpired:
+                return False
+            finally:
+                follower.kill()
+                follower.wait()
+
+        self.done("run -d", attempt)
+        self.gone("back")
+
+    def restarted(self) -> None:
+        def attempt() -> bool:
+            self.gone("again")
+            options = ("--restart", "on-failure:2", "--name", "again")
+            if self.docker("run", "-d", *options, "busybox", "sh", "-c", "echo run; exit 5").returncode:
+                return False
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                state = self.docker("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "again").stdout
+                if state == "exited 2\n":
+                    return True
+                time.sleep(0.1)
+            return False
+
+        self.done("restart policy", attempt)
+        self.gone("again")
+
+    def everything(self) -> None:
+        self.image()
+        self.foreground()
+        self.background()
+        self.restarted()
+
+
+@pytest.fixture
+def crashing(tmp_path: Path) -> Iterator[Crashing]:
+    markers = tmp_path / "points"
+    markers.mkdir()
+    engine = Engine({"BUOY_CRASH_AT": "*", "BUOY_CRASH_ONCE": str(markers)})
+    busybox_rootfs_tar(engine.state / "busybox.tar")
+    busybox_image_tar(engine.state / "image.tar", "loaded:latest")
+    try:
+        engine.up()
+        yield Crashing(engine, markers)
+    finally:
+        engine.purge()
+
+
+def test_every_point(crashing: Crashing) -> None:
+    before: set[str] | None = None
+    while before != crashing.hit():
+        before = crashing.hit()
+        crashing.everything()
+    missed = registered() - crashing.hit()
+    assert not missed, f"no operation comes by {sorted(missed)}"
+    left = crashing.engine
+    assert left.out("ps", "-aq") == ""
+    left.until("bundles gone", lambda: not list((left.state / "run/containerd/moby").iterdir()))
+    left.until("attach sockets gone", lambda: not list((left.state / "run/s").iterdir()))
+    folders = left.state / "lib/docker/containers"
+    left.until("container folders gone", lambda: not list(folders.iterdir()))
