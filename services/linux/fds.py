@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import select
 import signal
-import socket
 import struct
 import time
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from linux.syscalls import CLOSE_RANGE_CLOEXEC, close_range
+
+if TYPE_CHECKING:
+    import socket
 
 F_ADD_SEALS = 1033
 F_SEAL_SEAL = 0x1
@@ -62,6 +64,10 @@ def has_exited(pidfd: int, timeout: float = 0.0) -> bool:
 
 def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     """Send bytes (at least one) with descriptors; unix(7), SCM_RIGHTS."""
+    # Whoever holds a socket has loaded its module; a short command without one is spared it.
+    import array
+    import socket
+
     sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
@@ -69,6 +75,9 @@ def receive_fds(sock: socket.socket, size: int, most_fds: int) -> tuple[bytes, l
     """Receive up to `size` bytes and the descriptors that came along (closed on exec); empty bytes at end
     of stream.
     """
+    import array
+    import socket
+
     data, ancillary, _flags, _address = sock.recvmsg(
         size, socket.CMSG_SPACE(most_fds * _INT_SIZE), socket.MSG_CMSG_CLOEXEC
     )

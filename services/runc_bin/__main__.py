@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `argv` are the arguments, as a forked child of a warm process gives them (see `runc_bin.warm`); None takes
     this process's own, and then a command that enters a container first goes on on a protected interpreter.
-    The code is 0, the program's own after a foreground `run` or `exec`, 1 for an error, 255 for a failed exec.
+    The code is 0, the program's own after a foreground `run` or `exec`, 1 for an error, 255 for a failed
+    exec.
     """
     words = sys.argv[1:] if argv is None else argv
     if argv is None:

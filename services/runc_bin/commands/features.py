@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from runc_bin.cli import Context
-from runc_bin.libcontainer import capabilities, mount_options, spec
+from runc_bin.libcontainer import capabilities, mount_options, spec, state
 from runc_bin.log import Log
 from runc_bin.output import emit
 
@@ -19,7 +19,7 @@ def run(_context: Context, _log: Log) -> int:
     }
     document = {
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": spec.OCI_VERSION,
+        "ociVersionMax": state.OCI_VERSION,
         "hooks": list(spec.HOOK_KINDS),
         "mountOptions": sorted(options),
         "linux": {

@@ -6,6 +6,7 @@ See CVE-2025-52565 for why the slave is bound by descriptor and not by name.
 
 from __future__ import annotations
 
+import array  # noqa: F401 - sending descriptors needs it, and then nothing is loaded any more
 import fcntl
 import os
 import socket

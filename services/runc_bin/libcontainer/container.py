@@ -12,11 +12,9 @@ from errdefs import BuoyError, Conflict, DeadlineExceeded, FailedPrecondition, I
 from linux import fds
 from linux.crashpoints import crashpoint
 
-from runc_bin.libcontainer import hooks, state
+from runc_bin.libcontainer import state
 from runc_bin.libcontainer.cgroups import Manager
-from runc_bin.libcontainer.create import oci_state
-from runc_bin.libcontainer.spec import Spec, load_spec
-from runc_bin.libcontainer.state import State
+from runc_bin.libcontainer.state import State, oci_state
 
 NOT_RUNNING = "container not running"
 _KILL_SECONDS = 10.0
@@ -69,16 +67,12 @@ def start(root: str, record: State) -> None:
     if now != "created":
         raise FailedPrecondition(f"cannot start a container in the {now} state")
     open_fifo(root, record)
-    spec = _spec_if_hooked(record)
-    if spec is not None and spec.hooks.get("poststart"):
-        try:
-            hooks.run(
-                spec.hooks["poststart"], "poststart", oci_state(record, "running", record.init_process_pid)
-            )
-        except BuoyError:
-            with contextlib.suppress(FailedPrecondition):
-                kill(record, signal.SIGKILL)
-            raise
+    try:
+        _run_late_hooks(record, "poststart", "running")
+    except BuoyError:
+        with contextlib.suppress(FailedPrecondition):
+            kill(record, signal.SIGKILL)
+        raise
 
 
 def open_fifo(root: str, record: State) -> None:
@@ -105,9 +99,16 @@ def open_fifo(root: str, record: State) -> None:
             os.close(fifo)
 
 
-def _spec_if_hooked(record: State) -> Spec | None:
-    """The container's spec when its record says that it has late hooks."""
-    return load_spec(record.bundle) if record.late_hooks else None
+def _run_late_hooks(record: State, kind: str, status: str) -> None:
+    """Run the hooks of a kind for after the creation, from the bundle's spec as it is now."""
+    if not record.late_hooks:
+        return
+    # Read only here: a `state` or `kill` has no use for a spec, and most containers have no hooks.
+    from runc_bin.libcontainer import hooks
+    from runc_bin.libcontainer.spec import load_spec
+
+    wanted = load_spec(record.bundle).hooks.get(kind, ())
+    hooks.run(wanted, kind, oci_state(record, status, record.init_process_pid if status == "running" else 0))
 
 
 def kill(record: State, number: int, *, everyone: bool = False) -> None:
@@ -205,12 +206,8 @@ def _end_others(record: State) -> None:
 
 
 def destroy(root: str, record: State) -> None:
-    """Remove the cgroup, then the record; then the `poststop` hooks run, whose failure is only told."""
-    spec = None
-    with contextlib.suppress(BuoyError):
-        spec = _spec_if_hooked(record)
+    """Remove the cgroup, then the record; then the `poststop` hooks run."""
     manager_of(record).destroy()
     crashpoint("runc.delete.cgroup-removed")
     state.remove_dir(root, record.id)
-    if spec is not None and spec.hooks.get("poststop"):
-        hooks.run(spec.hooks["poststop"], "poststop", oci_state(record, "stopped", 0))
+    _run_late_hooks(record, "poststop", "stopped")

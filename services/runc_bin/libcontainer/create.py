@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import time
-from typing import Any
 
 from errdefs import FailedPrecondition, Internal, InvalidArgument
 from linux import interpreter, syscalls
@@ -20,7 +19,7 @@ from linux.crashpoints import crashpoint
 from runc_bin.libcontainer import apparmor, cgroups, hooks, init, seccomp, state
 from runc_bin.libcontainer.failures import reason
 from runc_bin.libcontainer.process_spec import Process
-from runc_bin.libcontainer.spec import OCI_VERSION, Spec
+from runc_bin.libcontainer.spec import Spec
 from runc_bin.libcontainer.state import State
 from runc_bin.libcontainer.sync import Channel, Message
 from runc_bin.record import Record
@@ -44,18 +43,6 @@ class CreateOptions(Record):
     @property
     def passed_fds(self) -> int:
         return self.listen_fds + self.preserve_fds
-
-
-def oci_state(record: State, status: str, pid: int) -> dict[str, Any]:
-    """The state object of the runtime spec (runtime.md, "State"), as hooks get it."""
-    return {
-        "ociVersion": OCI_VERSION,
-        "id": record.id,
-        "status": status,
-        **({"pid": pid} if pid else {}),
-        "bundle": record.bundle,
-        "annotations": dict(record.annotations),
-    }
 
 
 def _now() -> str:
@@ -175,7 +162,7 @@ def _bear(
         no_new_keyring=options.no_new_keyring,
         seccomp_program=program,
         seccomp_flags=record.seccomp_flags,
-        oci_state=oci_state(record, "creating", 1 if spec.is_private("pid") else 0),
+        oci_state=state.oci_state(record, "creating", 1 if spec.is_private("pid") else 0),
     )
     interpreter.seal()
     pid = _clone(flags, group, joined)
@@ -188,7 +175,8 @@ def _bear(
     state.save_state(root, record)
     crashpoint("runc.create.init-recorded")
     manager.apply()
-    ours.send(Message.GO)
+    with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
+        ours.send(Message.GO)
     _converse(ours, spec, record)
     ours.close()
     crashpoint("runc.create.ready")
@@ -242,10 +230,7 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
     """Serve init until it is ready; Internal with its error's text when it fails."""
     ready = False
     while True:
-        try:
-            got = channel.receive()
-        except ConnectionError:
-            got = None
+        got = channel.receive()
         if got is None:
             if ready:
                 return
@@ -253,12 +238,14 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
         message, text = got
         if message is Message.READY:
             ready = True
-            channel.send(Message.DONE)
+            with contextlib.suppress(BrokenPipeError):
+                channel.send(Message.DONE)
         elif message is Message.HOOKS:
-            seen = oci_state(record, "creating", record.init_process_pid)
+            seen = state.oci_state(record, "creating", record.init_process_pid)
             for kind in ("prestart", "createRuntime"):
                 hooks.run(spec.hooks.get(kind, ()), kind, seen)
-            channel.send(Message.DONE)
+            with contextlib.suppress(BrokenPipeError):
+                channel.send(Message.DONE)
         else:
             raise Internal(f"{START_ERROR}: error during container init: {text}")
 

@@ -126,7 +126,8 @@ def _start(
     theirs.close()
     crashpoint("runc.exec.cloned")
     try:
-        ours.send(Message.GO)
+        with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
+            ours.send(Message.GO)
         _converse(ours)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
@@ -155,10 +156,7 @@ def _clone(pidfd: int, flags: int, group: int | None) -> int:
 def _converse(channel: Channel) -> None:
     ready = False
     while True:
-        try:
-            got = channel.receive()
-        except ConnectionError:
-            got = None
+        got = channel.receive()
         if got is None:
             if ready:
                 return
@@ -166,7 +164,8 @@ def _converse(channel: Channel) -> None:
         message, text = got
         if message is Message.READY:
             ready = True
-            channel.send(Message.DONE)
+            with contextlib.suppress(BrokenPipeError):
+                channel.send(Message.DONE)
         else:
             raise Internal(f"{START_ERROR}: {text}")
 

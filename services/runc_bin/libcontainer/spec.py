@@ -22,8 +22,6 @@ from runc_bin.libcontainer.mount_options import MountOptions
 from runc_bin.libcontainer.process_spec import Process, read_process
 from runc_bin.record import Record
 
-OCI_VERSION = "1.2.0"
-
 NAMESPACE_FLAGS: dict[str, int] = {
     "user": syscalls.CLONE_NEWUSER,
     "pid": syscalls.CLONE_NEWPID,

@@ -11,11 +11,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from errdefs import AlreadyExists, DataLoss, InvalidArgument, NotFound
 
 from runc_bin.record import Record
 
+OCI_VERSION = "1.2.0"
 EXEC_FIFO = "exec.fifo"
 FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
 _STATE = "state.json"
@@ -47,6 +49,18 @@ class State(Record):
     oom_score_adj: int | None = None
     personality: int | None = None
     late_hooks: bool = False
+
+
+def oci_state(record: State, status: str, pid: int) -> dict[str, Any]:
+    """The state object of the runtime spec (runtime.md, "State"), as hooks get it."""
+    return {
+        "ociVersion": OCI_VERSION,
+        "id": record.id,
+        "status": status,
+        **({"pid": pid} if pid else {}),
+        "bundle": record.bundle,
+        "annotations": dict(record.annotations),
+    }
 
 
 def check_id(container_id: str) -> None:

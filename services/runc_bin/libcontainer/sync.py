@@ -58,12 +58,17 @@ class Channel:
         return Channel(one), Channel(other)
 
     def send(self, message: Message, text: str = "") -> None:
-        """Send one packet; BrokenPipeError when the other side is gone."""
-        self._sock.send(message.value + text.encode(errors="surrogateescape")[: _LARGEST - 1])
+        """Send one packet; BrokenPipeError when the other side is gone, never SIGPIPE."""
+        packet = message.value + text.encode(errors="surrogateescape")[: _LARGEST - 1]
+        self._sock.send(packet, socket.MSG_NOSIGNAL)
 
     def receive(self) -> tuple[Message, str] | None:
         """The next packet, or None at the end of the stream."""
-        packet = self._sock.recv(_LARGEST)
+        try:
+            packet = self._sock.recv(_LARGEST)
+        except ConnectionResetError:
+            # The other side ended with a packet of ours unread. That is told once, before what it had sent.
+            packet = self._sock.recv(_LARGEST)
         if not packet:
             return None
         return Message(packet[:1]), packet[1:].decode(errors="surrogateescape")
