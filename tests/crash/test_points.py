@@ -1,8 +1,8 @@
 """Every registered crash point is hit, by an engine that is asked for the same things until they are done.
 
-The register is what the code names: each `crashpoint("…")`. A point that no operation comes by fails the test,
-so that a new point brings its operation along. At the end the engine does everything without a crash, and nothing
-of the crashed attempts is left.
+The register is what the code names: each `crashpoint("…")`. A point that no operation comes by fails the
+test, so that a new point brings its operation along. At the end the engine does everything without a crash, and
+nothing of the crashed attempts is left.
 """
 
 from __future__ import annotations
