@@ -2,12 +2,12 @@
 process.
 
 `take(request)` makes the connection the caller's: a socket, and the bytes that came behind the request. The
-parser is fed no further
-than the request's end, so those bytes are exact for requests with and without an Upgrade header.
+parser is fed no further than the request's end, so those bytes are exact for requests with and without an
+Upgrade header.
 
 Reading goes through asyncio.BufferedProtocol: its `get_buffer` is called before the socket is read, by
-asyncio's and by uvloop's
-loop, which is the only place where "a request is under way" can be noted without a gap.
+asyncio's and by uvloop's loop, which is the only place where "a request is under way" can be noted without a
+gap.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ async def connect_recovered(server: Server, sock: socket.socket, slot: int, *, d
     """Serve a connection that an earlier process had accepted.
 
     `doubt`: that process ended as it wrote the end of a reply. A client that got it goes on with the next
-    request; one that says
-    nothing for a second is taken to wait for what will not come, and its connection is ended.
+    request; one that says nothing for a second is taken to wait for what will not come, and its connection is
+    ended.
     """
     made = cast(Any, server.config.http_protocol_class)(
         config=server.config, server_state=server.server_state, app_state=server.lifespan.state
@@ -259,10 +259,7 @@ class _Http(HttpToolsProtocol):
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that has closed its sending side still gets its reply;
-
-        One that has closed altogether does not.
-        """
+        """A client that has ended its sending still gets its reply; one that has closed altogether does not."""
         self._eof = True
         return not _gone(self._fd) and not self._is_idle()
 
@@ -309,10 +306,7 @@ class _Http(HttpToolsProtocol):
     # -- the end
 
     def shutdown(self) -> None:
-        """The server ends:
-
-        An idle connection is left to the next process, a busy one gets its reply first.
-        """
+        """The server ends: an idle connection is left to the next process, a busy one gets its reply first."""
         self._leaving = True
         if self.cycle is None or self._is_idle():
             self._look_idle()

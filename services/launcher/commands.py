@@ -28,8 +28,7 @@ def up(layout: Layout, supervisor: Sequence[str]) -> None:
     """Start the supervisor, detached, by the command line `supervisor`; return once the API answers.
 
     The command gets one more argument, the descriptor to report on. When the API does not answer in time all
-    is
-    stopped again and the error carries the end of the log.
+    is stopped again and the error carries the end of the log.
     """
     layout.make()
     deadline = time.monotonic() + START_TIMEOUT

@@ -74,10 +74,7 @@ class Connection:
 
 
 def ask(path: Path, timeout: float, **request: object) -> dict[str, Any]:
-    """The client's side:
-
-    One request, its reply. Refuses when no supervisor answers within `timeout` seconds.
-    """
+    """The client's side: one request, its reply. Refuses when none comes within `timeout` seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:

@@ -1,6 +1,6 @@
-"""Descriptors that a service hands over for its next process:
+"""Descriptors that a service hands over for its next process, as systemd's store keeps them.
 
-Systemd's file descriptor store (sd_pid_notify_with_fds(3)).
+sd_pid_notify_with_fds(3), FileDescriptorStoreMax= in systemd.service(5).
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ class FdStore:
 
     def passed(self) -> list[tuple[str, int]]:
         """What the next process gets: (name, descriptor). The newest first, as systemd has it: a service must
-        not
-        rely on the order in which it stored."""
+        not rely on the order in which it stored."""
         return [(one.name, fd) for fd, one in reversed(self._by_fd.items())]
 
     def close(self) -> None:

@@ -30,8 +30,7 @@ def spawn(
     """Start `argv` in a session of its own; returns its pid and a pidfd.
 
     `fds` become descriptors 3 and up, in order, with their names. Output goes to the end of `log`. `watchdog`
-    in
-    seconds, 0 for none. The caller has one thread.
+    in seconds, 0 for none. The caller has one thread.
     """
     env = {key: value for key, value in environment.items() if key not in _PRIVATE}
     env["NOTIFY_SOCKET"] = str(notify)

@@ -30,9 +30,9 @@ _NETWORK_TIMEOUT = 60.0
 
 
 def purge(layout: Layout) -> None:
-    """Stop the services;
+    """Stop the services, kill the containers, remove network, mounts, cgroups and the folder.
 
-    Kill the containers; remove network, mounts, cgroups and the folder. A folder that is not there is done.
+    A folder that is not there is done.
     """
     if not layout.state.exists():
         return

@@ -44,8 +44,7 @@ class Supervised:
     """Owns the service's listening sockets, notification socket, descriptor store and main process.
 
     The supervisor calls `on_notify`, `on_exit`, `on_hang_up` when the descriptors become readable and
-    `on_time` when `deadline`
-    has passed; `changed` is called when the main process begins or ends.
+    `on_time` when `deadline` has passed; `changed` is called when the main process begins or ends.
     """
 
     def __init__(self, spec: Service, layout: Layout, changed: Callable[[Supervised], None]) -> None:
@@ -75,10 +74,7 @@ class Supervised:
             self._spawn()
 
     def stop(self, *, again: bool) -> None:
-        """Ask the main process to end, and kill it when it does not in time;
-
-        `again`: then start the next one.
-        """
+        """Ask the main process to end, kill it when it does not in time; `again`: start the next one."""
         self._again = again
         if self.phase is Phase.WAITING:
             self.phase = Phase.STOPPED

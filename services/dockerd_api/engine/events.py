@@ -54,10 +54,7 @@ class Event:
 
 
 def filters_of(text: str) -> dict[str, list[str]]:
-    """The query's `filters` as JSON:
-
-    {"name": ["value", …]}, or with the values as the keys of an object (Docker before 1.22).
-    """
+    """The query's `filters`: {"name": ["value", …]}, or the values as an object's keys (Docker before 1.22)."""
     if not text:
         return {}
     try:

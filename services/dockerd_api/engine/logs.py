@@ -1,8 +1,7 @@
 """Reading a container's json-file log, from the beginning or the end, on and on, across rotation.
 
 A record is one line: {"log": "text\n", "stream": "stdout", "attrs": {…}, "time": RFC 3339}. The writer
-rotates by renaming: `path` is the
-newest file, `path.1` the one before, and so on.
+rotates by renaming: `path` is the newest file, `path.1` the one before, and so on.
 
 A position is "inode:mark:offset": the file, something of its first bytes (inodes are used again), and where
 the next record begins.
@@ -85,10 +84,7 @@ class Record:
 
 
 def parse(line: bytes) -> Record | None:
-    """The record of one line;
-
-    None for a torn one. A whole record behind the torn beginning of another is found.
-    """
+    """The record of one line, None for a torn one. One that is whole behind a torn beginning is found."""
     try:
         found = json.loads(line)
         return Record(

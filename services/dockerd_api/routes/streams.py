@@ -1,6 +1,6 @@
-"""Requests whose replies go on:
+"""Requests whose replies go on: attach, exec start, logs, wait, events.
 
-Attach, exec start, logs, wait, events. Each ends as a stream that outlives this process.
+Each becomes a stream that outlives this process.
 """
 
 from __future__ import annotations
@@ -209,9 +209,9 @@ def detach_keys(text: str) -> str:
 
 
 def moment(text: str) -> int:
-    """A `since` or `until`:
+    """A `since` or `until` in nanoseconds since 1970, 0 for none.
 
-    Unix seconds with an optional fraction, or RFC 3339; in nanoseconds since 1970, 0 for none.
+    It is written as Unix seconds with an optional fraction, or as RFC 3339.
     """
     if not text or text == "0":
         return 0

@@ -1,5 +1,5 @@
-"""Handing a client's connection to the shim, which speaks the stream from then on (docs/contracts.md,
-Sockets of a shim).
+"""Handing a client's connection to the shim, which speaks the stream from then on (docs/contracts.md, Sockets
+of a shim).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ class PendingAttach:
     """A client that is to get a process's stream. `attach_id` stays the same over restarts of this process.
 
     The fields are those of buoy.attach.v1.Attach. `handed_over` is called once the shim has the connection,
-    `abandon` ends it because
-    there will be no process; both leave nothing stored.
+    `abandon` ends it because there will be no process; both leave nothing stored.
     """
 
     attach_id: str
@@ -65,8 +64,8 @@ async def hand_over(attach_socket: str, attach: PendingAttach, *, timeout: float
     """Give the client to the shim that listens at `attach_socket`; returns once the shim has acknowledged.
 
     Calling again after a crash is right: the shim knows the attach_id. Raises Unavailable when no shim
-    answers there,
-    DeadlineExceeded after `timeout` seconds, the shim's own error else; the connection is then still ours.
+    answers there, DeadlineExceeded after `timeout` seconds, the shim's own error else; the connection is then
+    still ours.
     """
     loop = asyncio.get_running_loop()
     with socket.socket(

@@ -1,10 +1,9 @@
 """Kept-alive connections across the end of this process.
 
 Each accepted connection gets a slot: its socket is kept by the service manager as `conn-<slot>`, and one byte
-of a shared memory file
-(`connstate`) says whether a request is under way on it. The byte is set before the first byte of a request is
-read from the socket, so
-that the next process knows exactly which connections it can go on with and which have lost a request.
+of a shared memory file (`connstate`) says whether a request is under way on it. The byte is set before the
+first byte of a request is read from the socket, so that the next process knows exactly which connections it
+can go on with and which have lost a request.
 """
 
 from __future__ import annotations
@@ -69,10 +68,7 @@ class Connections:
             self._state[slot] = _BUSY
 
     def answered(self, slot: int) -> None:
-        """To be called before the last bytes of a reply are written:
-
-        It may have reached the client from here on.
-        """
+        """To be called before the last bytes of a reply are written: it may have arrived from here on."""
         if slot >= 0:
             self._state[slot] = _ANSWERED
 
@@ -100,8 +96,7 @@ class Connections:
         way are ended.
 
         `elsewhere` says whether an inode is a stream's socket: such a connection was taken over by the stream
-        and
-        only its old name is to go.
+        and only its old name is to go.
         """
         names = [name for name in self._store.passed if name.startswith("conn-")]
         for name in names:
@@ -133,10 +128,7 @@ class Connections:
                 self._taken_up.append((slot, keep))
 
     async def adopt(self, server: Server) -> int:
-        """Serve the idle connections that were taken up;
-
-        Called once `server` has started. Returns how many.
-        """
+        """Serve the connections that were taken up; returns how many. Called once `server` has started."""
         from dockerd_api.hijack import connect_recovered
 
         count = len(self._taken_up)

@@ -1,14 +1,13 @@
 """A reply in memory that two processes can send exactly once between them.
 
 A memory file (memfd_create(2)) holds the bytes of the reply, and sendfile(2) with no offset given sends from
-the file's own offset,
-which the kernel moves by exactly what went into the socket. The offset belongs to the open file, which the
-service manager keeps:
-a process that is killed between two sends, or in one, leaves it right.
+the file's own offset, which the kernel moves by exactly what went into the socket. The offset belongs to the
+open file, which the service manager keeps: a process that is killed between two sends, or in one, leaves it
+right.
 
 Layout: one page with the head record (what is valid, and how far its source was read), the stream's
-description, and from `_BODY` on the
-bytes. The head record is one pwrite(2) within a page, which a kill does not split. Sent pages are given back.
+description, and from `_BODY` on the bytes. The head record is one pwrite(2) within a page, which a kill does
+not split. Sent pages are given back.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """This process's side of the service manager's descriptor store (docs/contracts.md, Service manager).
 
 A message to the manager is in its queue when `keep` returns, the descriptors with it: the kernel holds them
-there, and the manager
-reads the queue before it looks after a main process that has ended. So what was kept before a reply is passed
-to the next process
-whenever this one is killed, and no answer of the manager is waited for: that would be a round trip on each
-reply.
+there, and the manager reads the queue before it looks after a main process that has ended. So what was kept
+before a reply is passed to the next process whenever this one is killed, and no answer of the manager is
+waited for: that would be a round trip on each reply.
 """
 
 from __future__ import annotations
@@ -24,10 +22,7 @@ _MOST_NAME_BYTES = 100 * 1024
 
 
 class FdStore:
-    """`passed` are the descriptors that the manager passed, by name;
-
-    Those of this store's kinds are taken out of it.
-    """
+    """What the manager keeps for this process. `passed` are the descriptors that it passed, by name."""
 
     def __init__(self, passed: Mapping[str, Sequence[int]] | None = None) -> None:
         self._enabled = bool(os.environ.get("NOTIFY_SOCKET"))

@@ -2,8 +2,7 @@
 the file.
 
 `Streams.begin` starts one, `Streams.recover` goes on with those of the process before: both run the same
-producer of the stream's kind,
-which reads the stream's position and continues behind it.
+producer of the stream's kind, which reads the stream's position and continues behind it.
 """
 
 from __future__ import annotations
@@ -85,8 +84,7 @@ class ReplyStream:
 
     def finish(self, data: bytes = b"", position: str = "") -> None:
         """Add the last bytes; when all is sent the connection ends. The reply is complete for any later
-        process
-        from here on, sent or not."""
+        process from here on, sent or not."""
         if self._file.finished or self._file.fd < 0:
             return
         last = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked and data else data
@@ -217,8 +215,7 @@ class Streams:
 
     def recover(self) -> int:
         """Go on with the streams of the process before; returns how many. Called before anything happens that
-        a
-        producer must not miss."""
+        a producer must not miss."""
         for name, sock, file in self._left:
             sock.setblocking(False)
             stream = ReplyStream(self, name, sock, file)
@@ -274,8 +271,7 @@ class Streams:
             asyncio.get_running_loop().add_reader(self._gone.fileno(), self._look_gone)
             self._watching = True
         # A Unix socket hangs up when the other side has closed. Of a TCP connection only the end of the
-        # client's sending is seen, and
-        # taken for its going, as Go's server does.
+        # client's sending is seen, and taken for its going, as Go's server does.
         unix = stream.sock.family == socket.AF_UNIX
         self._by_fd[stream.sock.fileno()] = stream
         self._gone.register(stream.sock.fileno(), 0 if unix else select.EPOLLRDHUP)

@@ -1,7 +1,4 @@
-"""Knowing when files in a folder were written to or renamed:
-
-One inotify(7) descriptor for all followers of logs.
-"""
+"""Knowing when files in a folder change: one inotify(7) descriptor for all followers of logs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A service of the test's own: `fake_service.py` answers one word per connection on the socket it is passed.
 
 Words: pid; fds (names and kinds of what was passed); store NAME; store-memory NAME TEXT; remove NAME; read
-NAME; hang; barrier;
-mainpid (forks, and the child goes on as the main process); orphan (leaves a child in its session); exit.
+NAME; hang; barrier; mainpid (forks, and the child goes on as the main process); orphan (leaves a child in its
+session); exit.
 """
 
 from __future__ import annotations
