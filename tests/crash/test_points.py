@@ -1,8 +1,8 @@
 """Every registered crash point is hit, by an engine that is asked for the same things until they are done.
 
 The register is what the code names: each `crashpoint("…")`. A point that no operation comes by fails the
-test, so that a new point brings its operation along. At the end the engine does everything without a crash, and
-nothing of the crashed attempts is left.
+test, so that a new point brings its operation along. At the end the engine does everything without a crash,
+and nothing of the crashed attempts is left.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def registered() -> set[str]:
 class Crashing:
     """An engine whose processes die at each point once, and what is asked of it."""
 
-    def __init__(self, engine: Engine, markers: Path) -> None:
+    def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
-        self.markers = markers
+        self.folder = folder
+        self.markers = folder / "points"
 
     def hit(self) -> set[str]:
         return {entry.name for entry in self.markers.iterdir()}
@@ -77,10 +78,10 @@ class Crashing:
             self.done(f"rm {name}", partial(self.absent, "No such container", "rm", "-f", name))
 
     def image(self) -> None:
-        archive = str(self.engine.state / "busybox.tar")
+        archive = str(self.folder / "busybox.tar")
         self.done("import", lambda: self.docker("import", archive, "busybox").returncode == 0)
         self.done("import other", lambda: self.docker("import", "-m", "x", archive, "other").returncode == 0)
-        saved = str(self.engine.state / "image.tar")
+        saved = str(self.folder / "image.tar")
         self.done("load", lambda: self.docker("load", "-i", saved).returncode == 0)
         for name in ("other", "loaded"):
             self.done(f"rmi {name}", partial(self.absent, "No such image", "rmi", "-f", name))
@@ -148,12 +149,12 @@ class Crashing:
 def crashing(tmp_path: Path) -> Iterator[Crashing]:
     markers = tmp_path / "points"
     markers.mkdir()
+    busybox_rootfs_tar(tmp_path / "busybox.tar")
+    busybox_image_tar(tmp_path / "image.tar", "loaded:latest")
     engine = Engine({"BUOY_CRASH_AT": "*", "BUOY_CRASH_ONCE": str(markers)})
-    busybox_rootfs_tar(engine.state / "busybox.tar")
-    busybox_image_tar(engine.state / "image.tar", "loaded:latest")
     try:
         engine.up()
-        yield Crashing(engine, markers)
+        yield Crashing(engine, tmp_path)
     finally:
         engine.purge()
 
