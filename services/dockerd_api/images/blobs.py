@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 
 import errdefs
+from grpclib.const import Cardinality
 from pb.containerd.services.content import v1 as pb
 from pb.google.protobuf import FieldMask
 from rpc.grpc import Channel
 
 _CHUNK = 1024 * 1024
+_AHEAD = 3  # chunks that are sent before their answers are waited for
+_ABORT_TRIES, _ABORT_PAUSE = 40, 0.05  # seconds
+_WRITE = "/containerd.services.content.v1.Content/Write"
 DOCUMENT_LIMIT = 8 * 1024 * 1024  # bytes of a manifest, config or index
 
 
@@ -23,6 +28,7 @@ class Blobs:
     """The content service, as far as images need it. `lease` holds what a call makes."""
 
     def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._content = pb.ContentStub(channel)
 
     async def has(self, digest: str) -> bool:
@@ -58,29 +64,49 @@ class Blobs:
         is thrown away.
         """
         digest, done = expected, 0
-
-        async def requests() -> AsyncIterator[pb.WriteContentRequest]:
-            nonlocal done
-            yield pb.WriteContentRequest(action=pb.WriteAction.STAT, ref=ref, total=size, expected=expected)
-            async for chunk in data:
-                for start in range(0, len(chunk), _CHUNK):
-                    piece = chunk[start : start + _CHUNK]
-                    yield pb.WriteContentRequest(
-                        action=pb.WriteAction.WRITE, ref=ref, offset=done, data=piece
-                    )
-                    done += len(piece)
-            yield pb.WriteContentRequest(
-                action=pb.WriteAction.COMMIT,
-                ref=ref,
-                offset=done,
-                total=done,
-                expected=expected,
-                labels=dict(labels or {}),
-            )
-
+        # The generated stub would wait for ever when `data` raises: nobody looks after its sender.
         try:
-            async for answer in self._content.write(requests(), metadata={"containerd-lease": lease}):
-                digest = answer.digest
+            async with self._channel.request(
+                _WRITE,
+                Cardinality.STREAM_STREAM,
+                pb.WriteContentRequest,
+                pb.WriteContentResponse,
+                metadata={"containerd-lease": lease},
+            ) as stream:
+                await stream.send_message(
+                    pb.WriteContentRequest(ref=ref, action=pb.WriteAction.STAT, total=size, expected=expected)
+                )
+                await stream.recv_message()  # a blob that is there is told before any byte of it is sent
+                waiting = 0
+                async for chunk in data:
+                    for start in range(0, len(chunk), _CHUNK):
+                        piece = chunk[start : start + _CHUNK]
+                        await stream.send_message(
+                            pb.WriteContentRequest(
+                                ref=ref, action=pb.WriteAction.WRITE, offset=done, data=piece
+                            )
+                        )
+                        done += len(piece)
+                        waiting += 1
+                        if waiting > _AHEAD:
+                            await stream.recv_message()
+                            waiting -= 1
+                await stream.send_message(
+                    pb.WriteContentRequest(
+                        ref=ref,
+                        action=pb.WriteAction.COMMIT,
+                        offset=done,
+                        total=done,
+                        expected=expected,
+                        labels=dict(labels or {}),
+                    ),
+                    end=True,
+                )
+                for _ in range(waiting):
+                    await stream.recv_message()
+                answer = await stream.recv_message()
+                if answer is not None:
+                    digest = answer.digest
         except errdefs.AlreadyExists as error:
             digest = expected or _named_in(error.message)
             done = (await self._info(digest)).size
@@ -112,13 +138,21 @@ class Blobs:
         return bytes(found)
 
     async def abort(self, ref: str) -> None:
-        """Throw an ingest away; fine when there is none, and when containerd is gone it is found at the next
-        start.
+        """Throw an ingest away; fine when there is none. When containerd is gone, the next start's `recover`
+        does it.
         """
-        try:
-            await self._content.abort(pb.AbortRequest(ref=ref))
-        except (errdefs.NotFound, errdefs.Unavailable):
-            return
+        for _ in range(_ABORT_TRIES):
+            try:
+                await self._content.abort(pb.AbortRequest(ref=ref))
+            except errdefs.NotFound:
+                return
+            except errdefs.Unavailable as error:
+                if "locked" not in error.message:
+                    return
+                # The stream that wrote it was just cut off, and the other end has not noticed yet.
+                await asyncio.sleep(_ABORT_PAUSE)
+            else:
+                return
 
     async def abort_all(self, prefix: str) -> None:
         """Throw away every ingest whose ref begins so."""

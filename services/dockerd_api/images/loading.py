@@ -144,7 +144,7 @@ class Loader:
             return
         record = await self._catalog.record(without)
         if record is not None and record.target is not None:
-            await self._keep_unnamed(image.id, record.target, record.labels)
+            await self._catalog.put(f"{DANGLING}{image.id}", record.target, record.labels)
 
     async def point(
         self, tag: Reference, image_id: str, target: Descriptor, labels: Mapping[str, str]
