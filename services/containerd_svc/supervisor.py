@@ -170,6 +170,7 @@ class Supervisor:
 
     async def _leave(self, task: Task, shim: Shim | None, left: asyncio.Event) -> None:
         try:
+            await self.rows.cancel_restart(task.name)  # of an exit that was taken over during the deletion
             await self.rows.forget(task.name)
             if shim is not None:
                 try:
@@ -300,6 +301,7 @@ class Supervisor:
         task.timer = asyncio.get_running_loop().call_later(delay, self._due, task)
 
     def _due(self, task: Task) -> None:
+        task.timer = None
         if self.tasks.get(task.place) is task and not self._closing:
             task.restart = self.spawn(self._restart(task), f"restart of {task.bundle.id}")
 

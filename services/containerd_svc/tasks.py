@@ -122,7 +122,8 @@ class Tasks:
         return await self._to_the_end(self._delete(task), task, "delete")
 
     async def _delete(self, task: Task) -> Process:
-        await self._supervisor.rows.cancel_restart(task.name)
+        if task.timer is not None or task.restart is not None:
+            await self._supervisor.rows.cancel_restart(task.name)
         if task.restart is not None:
             await asyncio.wait([task.restart], timeout=CREATE + START)
         ended = task.init

@@ -174,7 +174,7 @@ async def test_a_stopped_shim_delays_nobody(world: World) -> None:
         began = time.monotonic()
         assert await world.status(stuck) == Status.RUNNING
         assert len((await world.tasks.list(ListTasksRequest())).tasks) == 1
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2  # a call to the shim would take its deadline
         other = await world.run("true")
         assert await world.wait(other) == 0
         await world.remove(other)
