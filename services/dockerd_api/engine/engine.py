@@ -84,6 +84,14 @@ class Engine:
     async def publish(self, record: Container, action: str, **more: str) -> None:
         await self.events.publish("container", action, record.id, self.attributes(record, **more))
 
+    async def publish_networks(self, record: Container, action: str) -> None:
+        """connect or disconnect, for each network that the container has."""
+        for endpoint in record.network_settings.get("endpoints") or ():
+            name = endpoint["network_name"]
+            kind = {"none": "null"}.get(name, name)
+            about = {"container": record.id, "name": name, "type": kind}
+            await self.events.publish("network", action, endpoint["network_id"], about)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs it beside the request that asked for it."""
         task = asyncio.get_running_loop().create_task(work)

@@ -173,6 +173,7 @@ async def _finish(engine: Engine, ended: Container, cursor: int | None, *, died:
     writes = [engine.store.put(stopped, durable=False, cursor=cursor)]
     if not died:
         writes.append(_publish_die(engine, stopped))
+    writes.append(engine.publish_networks(ended, "disconnect"))
     await asyncio.gather(*writes)
     crashpoint("engine.exit.recorded")
     await _end_execs(engine, ended.id)

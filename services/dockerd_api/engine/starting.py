@@ -122,7 +122,9 @@ async def _start(
         raise _TaskError(error, "failed to create task for container: ") from error
     crashpoint("engine.start.task")
     address = next((e.ip_address for e in attachment.endpoints if e.ip_address), "")
+    connected = dataclasses.replace(record, network_settings=network_settings(attachment))
     await asyncio.gather(
+        engine.publish_networks(connected, "connect"),
         engine.containers.hand_over_attaches(record.id, record.attach_socket),
         ports_handover.hand_over(record.attach_socket, address, attachment.listeners),
     )
@@ -134,12 +136,11 @@ async def _start(
         raise _TaskError(error) from error
     crashpoint("engine.start.running")
     running = dataclasses.replace(
-        record.with_state(
+        connected.with_state(
             phase=Phase.RUNNING, pid=pid, exit_code=0, error="", oom_killed=False, started_at=started
         ),
         runs=record.runs + 1,
         manually_stopped=False,
-        network_settings=network_settings(attachment),
     )
     await engine.store.put(running, durable=True)
     crashpoint("engine.start.recorded")
