@@ -92,6 +92,10 @@ class Shim:
         await self._client.close()
 
 
+class _NoNursery(errdefs.Unavailable):
+    """Nobody listens at the nursery's socket."""
+
+
 class Shims:
     """How this daemon gets at shims. Holds one connection to the nursery."""
 
@@ -110,7 +114,7 @@ class Shims:
         DeadlineExceeded."""
         try:
             reply = await self._ask_nursery(bundle)
-        except errdefs.Unavailable as error:
+        except _NoNursery as error:
             log.warning("no nursery (%s): starting a shim of its own for %s", error.message, bundle.id)
             path, version = await self._start_alone(bundle)
             return await self._connect(bundle, path, version, bundle.pid("shim.pid"), _CONNECT)
@@ -141,24 +145,27 @@ class Shims:
             await self._nursery.close()
 
     async def _ask_nursery(self, bundle: Bundle) -> StartResponse:
+        """What the nursery answers. Raises _NoNursery when there is none, and what the nursery raises."""
         request = StartRequest(
             namespace=bundle.namespace, id=bundle.id, bundle=str(bundle.path), debug=self._debug
         )
-        for fresh in (False, True):
-            if self._nursery is None or self._nursery.closed:
-                fresh = True
-                self._nursery = await Client.connect(self._nursery_path, timeout=_CONNECT)
+        held = self._nursery
+        if held is not None and not held.closed:
             try:
-                return await self._nursery.call(
-                    "buoy.nursery.v1.Nursery", "Start", request, StartResponse, timeout=_START
-                )
+                return await self._ask(held, request)
             except errdefs.Unavailable:
-                # A nursery that was restarted leaves the old connection dead; the call may be repeated.
-                if fresh and self._nursery.closed:
+                if not held.closed:
                     raise
-                if not self._nursery.closed:
-                    raise
-        raise errdefs.Unavailable("the nursery does not answer")
+                # A nursery that was restarted left this connection dead; the call may be repeated.
+        try:
+            self._nursery = await Client.connect(self._nursery_path, timeout=_CONNECT)
+        except errdefs.Unavailable as error:
+            raise _NoNursery(error.message) from error
+        return await self._ask(self._nursery, request)
+
+    @staticmethod
+    async def _ask(nursery: Client, request: StartRequest) -> StartResponse:
+        return await nursery.call("buoy.nursery.v1.Nursery", "Start", request, StartResponse, timeout=_START)
 
     async def _start_alone(self, bundle: Bundle) -> tuple[str, int]:
         output = (await self._run(bundle, ["start"], _START)).decode().strip()
@@ -180,9 +187,7 @@ class Shims:
             cwd=bundle.path,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            # A shim that stays keeps its stderr: that is this daemon's log, as the nursery's shims have the
-            # nursery's.
-            stderr=None if arguments[-1] == "start" else asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         try:
             async with asyncio.timeout(timeout):
@@ -192,7 +197,7 @@ class Shims:
                 process.kill()
             raise errdefs.DeadlineExceeded(f"shim-svc {arguments[-1]}: no end in {timeout:g} s") from None
         if process.returncode:
-            said = (errors or b"see the log").decode(errors="replace").strip()
+            said = errors.decode(errors="replace").strip()
             raise errdefs.Unavailable(f"shim-svc {arguments[-1]}: exit {process.returncode}: {said}")
         return output
 
