@@ -18,7 +18,7 @@ from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Piece, Spool
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_MOST_LAYERS = 127  # as the kernel's overlayfs and the real engine have it
+MOST_LAYERS = 127  # as the kernel's overlayfs and the real engine have it
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -54,6 +54,12 @@ class ArchivedImage:
         return digest_of(self.config)
 
 
+def read_document(spool: Spool, name: str) -> Any:
+    """The JSON document `name`, or None when the archive has none. Raises InvalidArgument. Blocks."""
+    piece = spool.piece(name)
+    return None if piece is None else _document(spool, piece, name)
+
+
 def read(spool: Spool, architecture: str) -> list[ArchivedImage]:
     """The images, all checked as far as their documents tell. Raises InvalidArgument. Blocks."""
     manifest = spool.piece("manifest.json")
@@ -62,10 +68,6 @@ def read(spool: Spool, architecture: str) -> list[ArchivedImage]:
     index = spool.piece("index.json")
     if index is not None and spool.piece("oci-layout") is not None:
         return _oci_images(spool, _document(spool, index, "index.json"), architecture)
-    if spool.piece("repositories") is not None:
-        raise errdefs.NotImplementedHere(
-            "archives of the format before Docker 1.10 (`repositories`) are not supported"
-        )
     raise errdefs.InvalidArgument("invalid archive: does not contain a manifest.json")
 
 
@@ -82,7 +84,7 @@ def parse_config(data: bytes) -> dict[str, Any]:
         isinstance(diff_id, str) and _DIGEST.fullmatch(diff_id) for diff_id in diff_ids
     ):
         raise errdefs.InvalidArgument("invalid image config: diff_ids are not digests")
-    if len(diff_ids) > _MOST_LAYERS:
+    if len(diff_ids) > MOST_LAYERS:
         raise errdefs.InvalidArgument("max depth exceeded")
     for key, kind in (("config", dict), ("history", list), ("created", str), ("architecture", str)):
         if config.get(key) is not None and not isinstance(config[key], kind):

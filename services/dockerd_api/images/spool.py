@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import bz2
 import contextlib
+import hashlib
 import lzma
 import os
 import tarfile
@@ -141,6 +142,28 @@ class Spool:
         if piece.size > limit:
             raise errdefs.InvalidArgument(f"invalid archive: {what} is larger than {limit} bytes")
         return os.pread(self._fd, piece.size, piece.offset)
+
+    def uncompressed_digest(self, piece: Piece) -> str:
+        """sha256 of a member's data, uncompressed when it is compressed; blocks. Raises InvalidArgument."""
+        digest = hashlib.sha256()
+        kind = compression(os.pread(self._fd, min(piece.size, 6), piece.offset))
+        member = _Members(kind) if kind else None
+        done = 0
+        while done < piece.size:
+            data = os.pread(self._fd, min(_CHUNK, piece.size - done), piece.offset + done)
+            done += len(data)
+            if member is None:
+                digest.update(data)
+                continue
+            member.waiting = data
+            try:
+                while member.waiting:
+                    digest.update(member.step())
+            except _DAMAGED as error:
+                raise errdefs.InvalidArgument(f"invalid {kind} data: {error}") from error
+        if member is not None and not member.between:
+            raise errdefs.InvalidArgument("unexpected EOF")
+        return f"sha256:{digest.hexdigest()}"
 
     async def stream(self, piece: Piece) -> AsyncIterator[bytes]:
         """The data of a member, in chunks."""

@@ -13,13 +13,13 @@ import errdefs
 from pb.containerd.types import Mount
 from rpc.grpc import Channel
 
-from dockerd_api.images import archive, changes, listing, reference, removal
+from dockerd_api.images import archive, changes, legacy, listing, reference, removal
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog
 from dockerd_api.images.loading import Loader, Publish, host_architecture
 from dockerd_api.images.model import Image
 from dockerd_api.images.reference import Reference
-from dockerd_api.images.spool import receive
+from dockerd_api.images.spool import Spool, receive
 from dockerd_api.images.unpack import Trees
 
 # The containers that use an image: (container id, whether it runs).
@@ -85,7 +85,7 @@ class Images:
         """
         folder = self._spool or Path(tempfile.gettempdir())
         async with receive(data, folder) as spool:
-            found = await asyncio.to_thread(archive.read, spool, host_architecture())
+            found = await asyncio.to_thread(_read, spool)
             lines: list[str] = []
             for image in found:
                 lines += await self._loader.load(spool, image)
@@ -193,6 +193,14 @@ class Images:
         if len(matching) != 1 or not beginning:  # none, or ambiguous, which Docker does not tell apart
             raise errdefs.NotFound(f"No such image: {name.familiar}")
         return matching[0], True
+
+
+def _read(spool: Spool) -> list[archive.ArchivedImage]:
+    """The images of an archive, whichever format it has; blocks."""
+    repositories = archive.read_document(spool, "repositories")
+    if repositories is not None and spool.piece("manifest.json") is None:
+        return legacy.read(spool, repositories)
+    return archive.read(spool, host_architecture())
 
 
 def _by_digest(images: Iterable[Image], name: Reference) -> Image | None:

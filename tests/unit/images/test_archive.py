@@ -16,7 +16,7 @@ from typing import Any
 import errdefs
 import pytest
 import zstandard
-from dockerd_api.images import archive
+from dockerd_api.images import archive, legacy
 from dockerd_api.images.spool import receive
 
 LAYER = b"a layer"
@@ -189,3 +189,38 @@ async def test_a_client_that_goes_away(tmp_path: Path) -> None:
         async with receive(broken(), tmp_path):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_format_before_manifests(tmp_path: Path) -> None:
+    bottom, top = "1" * 64, "2" * 64
+    config = {"Cmd": ["sh"]}
+    files = {
+        "repositories": json.dumps({"a": {"b": top}}).encode(),
+        f"{bottom}/json": json.dumps({"id": bottom, "author": "me"}).encode(),
+        f"{bottom}/layer.tar": LAYER,
+        f"{top}/json": json.dumps(
+            {"id": top, "parent": bottom, "config": config, "container_config": {"Cmd": ["run", "x"]}}
+        ).encode(),
+        f"{top}/layer.tar": gzip.compress(LAYER),
+    }
+    async with receive(chunks(tar(files)), tmp_path) as spool:
+        repositories = archive.read_document(spool, "repositories")
+        [image] = legacy.read(spool, repositories)
+        damaged: tuple[Any, ...] = (
+            [],
+            {"a": 1},
+            {"a": {"b": "x"}},
+            {"A": {"b": top}},
+            {"a": {"b": "3" * 64}},
+        )
+        for bad in damaged:
+            with pytest.raises(errdefs.InvalidArgument):
+                legacy.read(spool, bad)
+    assert [tag.familiar for tag in image.tags] == ["a:b"]
+    assert [layer.diff_id for layer in image.layers] == [DIFF_ID, DIFF_ID]
+    assert image.document["config"] == config
+    assert image.document["history"] == [{"author": "me"}, {"created_by": "run x"}]
+    files[f"{bottom}/json"] = json.dumps({"parent": top}).encode()
+    async with receive(chunks(tar(files)), tmp_path) as spool:
+        with pytest.raises(errdefs.InvalidArgument, match="max depth exceeded"):
+            legacy.read(spool, repositories)
