@@ -85,6 +85,7 @@ class Task:
         self.deleted = asyncio.Event()  # the shim's fact of the init's deletion was taken
         self.gone = asyncio.Event()  # nothing is left of it
         self.has_facts = True
+        self.silent = False  # the shim did not answer a read in time
         self.follower: asyncio.Task[None] | None = None
         self.restart: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None

@@ -32,6 +32,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 _OPTIONS = "containerd.runc.v1.Options"
+_GLANCE = 0.1  # seconds that a read waits for what the shim knows better
 _STATE = 2.0  # seconds to learn of a process from its shim
 _STATS = 2.0
 
@@ -240,17 +241,37 @@ class Tasks:
     # Reads.
 
     async def get(self, namespace: str, container_id: str, exec_id: str) -> Process:
-        """One process as it is now: an end whose fact is still on its way is told. Raises NotFound."""
+        """One process as it is now: an end whose fact is still on its way is told. Raises NotFound.
+
+        A shim that does not answer at once is not asked again until it does.
+        """
         task = await self._task(namespace, container_id)
         known = await self._process(task, exec_id)
-        if known.status is not Status.RUNNING or task.shim is None:
+        if known.status is not Status.RUNNING or task.shim is None or task.silent:
             return known
+        request = v2.StateRequest(id=task.bundle.id, exec_id=exec_id)
         try:
-            request = v2.StateRequest(id=task.bundle.id, exec_id=exec_id)
-            state = await task.shim.call("State", request, v2.StateResponse, timeout=_STATE)
+            state = await task.shim.call("State", request, v2.StateResponse, timeout=_GLANCE)
+        except errdefs.DeadlineExceeded:
+            task.silent = True
+            self._supervisor.spawn(self._listen(task, task.shim), f"silence of {task.bundle.id}")
+            return known
         except errdefs.BuoyError:
             return known
         return adopted(state, exec_id) if state.status == Status.STOPPED else known
+
+    async def _listen(self, task: Task, shim: Shim) -> None:
+        """Note when a silent shim answers again."""
+        while task.shim is shim:
+            try:
+                request = v2.StateRequest(id=task.bundle.id)
+                await shim.call("State", request, v2.StateResponse, timeout=CREATE)
+            except errdefs.DeadlineExceeded:
+                continue
+            except errdefs.BuoyError:
+                pass
+            break
+        task.silent = False
 
     def all(self, namespace: str) -> list[Task]:
         """The tasks of a namespace."""
