@@ -117,7 +117,7 @@ def _images(request: Request) -> Images:
 
 def _version(request: Request) -> tuple[int, int]:
     """The API version in the path as it was sent; the newest for a path without one."""
-    found = _VERSION.match(str(request.scope.get("root_path", "")) + request.scope["path"])
+    found = _VERSION.match((request.scope.get("raw_path") or b"").decode("latin-1"))
     return (int(found[1]), int(found[2])) if found else _NEWEST
 
 
