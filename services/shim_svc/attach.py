@@ -214,18 +214,18 @@ class Client:
             self._reading = wanted
             loop = asyncio.get_running_loop()
             if wanted:
-                loop.add_reader(self._sock, self._readable)
+                loop.add_reader(self._sock.fileno(), self._readable)
             else:
-                loop.remove_reader(self._sock)
+                loop.remove_reader(self._sock.fileno())
 
     def _write(self, wanted: bool) -> None:
         if wanted != self._writing and self._sock.fileno() >= 0:
             self._writing = wanted
             loop = asyncio.get_running_loop()
             if wanted:
-                loop.add_writer(self._sock, self._pump)
+                loop.add_writer(self._sock.fileno(), self._pump)
             else:
-                loop.remove_writer(self._sock)
+                loop.remove_writer(self._sock.fileno())
 
     def close(self) -> None:
         """End the connection at once."""

@@ -40,7 +40,7 @@ class AttachSocket:
         self._listener.bind(path)
         self._listener.listen(64)
         self._listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         try:
@@ -53,7 +53,7 @@ class AttachSocket:
             return
         connection.setblocking(False)
         self._connections.add(connection)
-        asyncio.get_running_loop().add_reader(connection, self._readable, connection)
+        asyncio.get_running_loop().add_reader(connection.fileno(), self._readable, connection)
 
     def _readable(self, connection: socket.socket) -> None:
         try:
@@ -92,12 +92,12 @@ class AttachSocket:
 
     def _drop(self, connection: socket.socket) -> None:
         self._connections.discard(connection)
-        asyncio.get_running_loop().remove_reader(connection)
+        asyncio.get_running_loop().remove_reader(connection.fileno())
         connection.close()
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
-        asyncio.get_running_loop().remove_reader(self._listener)
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
         self._listener.close()
         Path(self.path).unlink(missing_ok=True)
         for connection in list(self._connections):

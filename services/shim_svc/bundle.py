@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class TaskState:
 
 def write_state(bundle: Path, state: TaskState) -> None:
     """Replace shim.json."""
-    write_file(bundle / "shim.json", json.dumps(asdict(state)))
+    write_file(bundle / "shim.json", json.dumps(vars(state)))
 
 
 def read_state(bundle: Path) -> TaskState | None:
@@ -95,7 +95,7 @@ def read_state(bundle: Path) -> TaskState | None:
 
 def write_file(path: Path, text: str) -> None:
     """Replace a small file in one step; it lies on tmpfs and is not synced."""
-    new = path.with_name(path.name + ".new")
+    new = f"{path}.new"
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, text.encode())

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 _ROOT = "/sys/fs/cgroup"
 _PREFIX = "shim-"
 
 
-def _delegated() -> Iterator[str]:
+def delegated() -> list[str]:
     """Folders of this process's cgroup, in the hierarchies that carry no controllers, that are delegated."""
+    return list(_delegated())
+
+
+def _delegated() -> Iterator[str]:
     with open("/proc/self/cgroup", encoding="utf-8") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
     for number, controllers, path in lines:
@@ -39,13 +43,13 @@ def _move(folder: str) -> None:
         file.write("0")
 
 
-def join_own(name: str) -> Callable[[], None]:
-    """Move this process into a cgroup of its own; returns what leaves and removes it again.
+def join_own(parents: Sequence[str], name: str) -> Callable[[], None]:
+    """Move this process into a cgroup of its own below `parents`; returns what leaves and removes it again.
 
     Where nothing is delegated the process stays where it is, and nothing has to be left.
     """
     joined: list[tuple[str, str]] = []
-    for parent in list(_delegated()):
+    for parent in parents:
         folder = f"{parent}/{_PREFIX}{name}"
         with contextlib.suppress(OSError):
             with contextlib.suppress(FileExistsError):
@@ -62,9 +66,9 @@ def join_own(name: str) -> Callable[[], None]:
     return leave
 
 
-def sweep() -> None:
+def sweep(parents: Sequence[str]) -> None:
     """Remove the cgroups of shims that are gone; those in use refuse."""
-    for parent in list(_delegated()):
+    for parent in parents:
         for entry in os.scandir(parent):
             if entry.name.startswith(_PREFIX) and entry.is_dir():
                 with contextlib.suppress(OSError):

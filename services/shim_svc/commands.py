@@ -19,9 +19,11 @@ import runc_bin
 from linux.fds import has_exited, open_pidfd
 from pb.containerd.task.v2 import DeleteResponse
 
-from shim_svc import exit_record, mounts
+from shim_svc import cgroup, exit_record, mounts
 from shim_svc.bundle import bootstrap, read_state
 from shim_svc.container import as_time
+from shim_svc.forks import reset_inherited
+from shim_svc.journal import log_to
 from shim_svc.notify import Notifier, listen_fds
 from shim_svc.nursery import fork_shim, run_nursery
 from shim_svc.process import check_identifier
@@ -43,7 +45,8 @@ def _fail(message: str) -> int:
 
 def nursery(flags: Mapping[str, str]) -> int:
     """Be the nursery, on the socket that the service manager passes or on one of its own at -address."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s nursery: %(message)s")
+    journal = log_to(2, "nursery")
+    reset_inherited()
     # The room that the shims' titles need is not to be seen.
     set_title("shim-svc nursery" + "".join(f" --{name} {value}" for name, value in flags.items()), "shim-svc")
     notifier = Notifier(os.environ)
@@ -69,6 +72,7 @@ def nursery(flags: Mapping[str, str]) -> int:
         sockets=Path(flags["sockets"]),
         runtime_root=flags["runtime-root"],
         notifier=notifier,
+        journal=journal,
     )
 
 
@@ -100,7 +104,12 @@ def start(flags: Mapping[str, str]) -> int:
         runc_bin.warm()
         gc.collect()
         gc.freeze()
-        ready = fork_shim(options, listener, _log_of(options.bundle))
+        stderr = _log_of(options.bundle)
+        journal = log_to(stderr, "shim")
+        reset_inherited()
+        ready, write_end = os.pipe2(os.O_CLOEXEC)
+        fork_shim(options, listener, write_end, journal=journal, cgroups=cgroup.delegated(), stderr=stderr)
+        os.close(write_end)
         listener.close()
         if not os.read(ready, 32):
             return _fail("the shim ended while it started")

@@ -11,7 +11,7 @@ import calendar
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from linux.crashpoints import crashpoint
@@ -49,7 +49,7 @@ def parse_timestamp(text: str) -> int:
 
 def write(folder: Path, record: ExitRecord) -> None:
     """Make the record durable; OSError when the disk refuses it."""
-    data = json.dumps(asdict(record)).encode()
+    data = json.dumps(vars(record)).encode()
     fd = os.open(folder / _NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, data)

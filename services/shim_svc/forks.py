@@ -1,12 +1,17 @@
 """How every child of the nursery and of a shim begins and ends.
 
 The child of a fork shares the parent's event loop, handlers and descriptors. A signal that reaches it before
-they are undone would run the parent's handlers, so all signals are blocked around the fork. Nothing the child
-does unwinds into the parent's frames: it ends in os._exit.
+they are undone would run the parent's handlers, so the signals that have some are blocked around the fork.
+Nothing the child does unwinds into the parent's frames: it ends in os._exit.
+
+It is libc's fork(3) rather than os.fork: the hooks that Python's modules run there (for threads, random
+numbers, logging) cost half a megabyte of private memory in every child, and a process without threads needs
+none.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -15,15 +20,31 @@ from collections.abc import Callable, Iterable
 
 from linux.fds import close_all_but
 
-_ALL = signal.valid_signals()
-_CHANGEABLE = sorted(_ALL - {signal.SIGKILL, signal.SIGSTOP})
+# PyDLL keeps the interpreter's lock over the call, so that the child owns it too.
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+# Those that Python, asyncio or this package handle or ignore; `reset_inherited` has seen to all others.
+_HANDLED = (
+    signal.SIGCHLD,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+)
+
+
+def reset_inherited() -> None:
+    """Give every signal that this process was started with ignored its default action, once, at its start."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, *_HANDLED}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _undo_inherited(stdio: tuple[int, int, int], keep: Iterable[int]) -> None:
     signal.set_wakeup_fd(-1)
-    for number in _CHANGEABLE:
-        if signal.getsignal(number) not in (signal.SIG_DFL, None):
-            signal.signal(number, signal.SIG_DFL)
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_DFL)
     for target, source in enumerate(stdio):
         if source != target:
             os.dup2(source, target)
@@ -42,10 +63,12 @@ def fork_child(
     keep: further descriptors that stay open in it. Signals have their default action there, and none is
     blocked. An exception in the child is printed on its standard error and is exit code 70.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     pid = -1
     try:
-        pid = os.fork()
+        pid = int(_libc.fork())
+        if pid < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         if pid:
             return pid
         code = 70

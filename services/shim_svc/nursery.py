@@ -1,52 +1,51 @@
-"""The nursery: imports everything once, then forks one shim per container on request.
+"""The nursery: imports everything once, then has one shim per container forked on request.
 
-It is single-threaded and forks outside of its event loop, so that a shim begins with a clean stack. The shim
-is forked twice, so that it is nobody's child here, in a session of its own. It shares the nursery's memory.
+Two processes, neither of which ever has a thread. The server speaks ttrpc. The template, forked from it
+first, does nothing but wait for a descriptor and fork: a page that a parent writes between two forks is
+private memory of each shim, and a server writes many. A shim is forked twice, so that it is nobody's child
+here, in a session of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import json
 import logging
 import os
 import signal
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import errdefs
 from linux.crashpoints import crashpoint
+from linux.fds import receive_fds, send_fds
 from pb.buoy.nursery.v1 import NurseryBase, StartRequest, StartResponse
 from rpc import ttrpc
 
 from shim_svc import cgroup
 from shim_svc.bundle import PROTOCOL, VERSION
 from shim_svc.forks import fork_child
+from shim_svc.journal import Journal
 from shim_svc.notify import Notifier
 from shim_svc.process import check_identifier
 from shim_svc.shim import ShimOptions, answers, bind, run_shim
+from shim_svc.title import set_title
+from shim_svc.warmth import fill_gaps
 
 log = logging.getLogger(__name__)
 
 _READY = 10.0  # seconds for a forked shim to be there
 
 
-@dataclass
-class _Job:
-    options: ShimOptions
-    listener: socket.socket
-    done: asyncio.Future[int]
-
-
 class Nursery(NurseryBase):
     """Serves Start. Requests for the same bundle share one fork."""
 
-    def __init__(self, *, sockets: Path, runtime_root: str) -> None:
+    def __init__(self, template: socket.socket, *, sockets: Path, runtime_root: str) -> None:
+        self._template = template
         self._sockets = sockets
         self._runtime_root = runtime_root
         self._under_way: dict[Path, asyncio.Task[StartResponse]] = {}
-        self.jobs: asyncio.Queue[_Job | None] = asyncio.Queue()
 
     async def start(self, message: StartRequest) -> StartResponse:
         """Fork a shim, or answer with the one that this bundle has."""
@@ -80,14 +79,26 @@ class Nursery(NurseryBase):
             return _response(options, _recorded_pid(options.bundle))
         listener = bind(options)
         crashpoint("nursery.start.bound")
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        ready, write_end = os.pipe2(os.O_CLOEXEC)
         try:
-            self.jobs.put_nowait(_Job(options, listener, done))
-            ready = await done
+            send_fds(self._template, _pack(options), [listener.fileno(), write_end])
+        except OSError as error:
+            os.close(ready)
+            raise errdefs.Unavailable(f"the nursery's template: {error.strerror}") from error
         finally:
+            os.close(write_end)
             listener.close()
-        pid = await _read_ready(ready)
-        return _response(options, pid)
+        crashpoint("nursery.start.asked")
+        return _response(options, await _read_ready(ready))
+
+
+def _pack(options: ShimOptions) -> bytes:
+    return json.dumps(vars(options), default=str).encode()
+
+
+def _unpack(data: bytes) -> ShimOptions:
+    fields = json.loads(data)
+    return ShimOptions(**fields | {name: Path(fields[name]) for name in ("bundle", "sockets")})
 
 
 def _response(options: ShimOptions, pid: int) -> StartResponse:
@@ -125,61 +136,92 @@ async def _read_ready(fd: int) -> int:
     return int(text)
 
 
-def fork_shim(options: ShimOptions, listener: socket.socket, stderr: int = 2) -> int:
-    """Fork a shim by way of a child that ends at once; returns the read end of its ready pipe.
+def fork_shim(
+    options: ShimOptions,
+    listener: socket.socket,
+    ready: int,
+    *,
+    journal: Journal,
+    cgroups: Sequence[str],
+    stderr: int = 2,
+) -> None:
+    """Fork a shim by way of a child that ends at once.
 
-    stderr: the descriptor for its log, which must not be what somebody reads to the end.
+    ready: the write end of a pipe, to which the shim writes its number. stderr: the descriptor for its log,
+    which must not be what somebody reads to the end.
     """
-    ready, write_end = os.pipe2(os.O_CLOEXEC)
 
     def between() -> int:
         os.setsid()
-        keep = (listener.fileno(), write_end)
+        keep = (listener.fileno(), ready, journal.fd)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        fork_child(lambda: run_shim(options, listener, write_end), stdio=(null, null, stderr), keep=keep)
+
+        def shim() -> int:
+            return run_shim(options, listener, ready, journal=journal, cgroups=cgroups)
+
+        fork_child(shim, stdio=(null, null, stderr), keep=keep)
         return 0
 
-    try:
-        pid = fork_child(between, keep=(listener.fileno(), write_end, stderr))
-        os.waitpid(pid, 0)
-    except BaseException:
-        os.close(ready)
-        raise
-    finally:
-        os.close(write_end)
+    pid = fork_child(between, keep=(listener.fileno(), ready, journal.fd, stderr))
+    os.waitpid(pid, 0)
     crashpoint("nursery.start.forked")
-    return ready
 
 
-def run_nursery(listener: socket.socket, *, sockets: Path, runtime_root: str, notifier: Notifier) -> int:
+def _be_template(requests: socket.socket, journal: Journal, cgroups: Sequence[str]) -> int:
+    """Fork a shim for each request of the server, until it is gone."""
+    set_title("shim-svc nursery-template", "shim-svc")
+    requests.setblocking(True)
+    while True:
+        data, fds = receive_fds(requests, 65536, 2)
+        if not data:
+            return 0
+        try:
+            with socket.socket(fileno=fds[0]) as listener:
+                fork_shim(_unpack(data), listener, fds[1], journal=journal, cgroups=cgroups)
+        except OSError as error:
+            log.error("fork: %s", error)  # the server sees the ready pipe end
+        finally:
+            os.close(fds[1])
+
+
+def run_nursery(
+    listener: socket.socket, *, sockets: Path, runtime_root: str, notifier: Notifier, journal: Journal
+) -> int:
     """Serve on the listening socket until SIGTERM; shims live on. Returns the exit code."""
     sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-    cgroup.sweep()
-    loop = asyncio.SelectorEventLoop()
-    asyncio.set_event_loop(loop)
-    nursery = Nursery(sockets=sockets, runtime_root=runtime_root)
-    server = ttrpc.Server([nursery])
+    cgroups = cgroup.delegated()
+    cgroup.sweep(cgroups)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fill_gaps()
+    fork_child(lambda: _be_template(theirs, journal, cgroups), keep=(theirs.fileno(), journal.fd))
+    theirs.close()
+    ours.setblocking(False)
+    server = ttrpc.Server([Nursery(ours, sockets=sockets, runtime_root=runtime_root)])
+    return asyncio.run(_serve(server, listener, ours, notifier))
 
-    async def begin() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, nursery.jobs.put_nowait, None)
-        await server.serve(listener)
-        if notifier.watchdog:
-            loop.call_soon(_watch, loop, notifier)
 
-    loop.run_until_complete(begin())
-    gc.collect()
-    gc.freeze()
+async def _serve(
+    server: ttrpc.Server, listener: socket.socket, template: socket.socket, notifier: Notifier
+) -> int:
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[int] = loop.create_future()
+
+    def end(code: int) -> None:
+        if not over.done():
+            over.set_result(code)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, 0)
+    loop.add_reader(template, end, 1)  # it says nothing while it lives
+    await server.serve(listener)
+    if notifier.watchdog:
+        _watch(loop, notifier)
     notifier.send("READY=1")
-    while (job := loop.run_until_complete(nursery.jobs.get())) is not None:
-        try:
-            job.done.set_result(fork_shim(job.options, job.listener))
-        except OSError as error:
-            job.done.set_exception(errdefs.Unavailable(f"fork: {error.strerror}"))
+    code = await over
     notifier.send("STOPPING=1")
-    loop.run_until_complete(server.close())
-    loop.close()
-    return 0
+    await server.close()
+    template.close()
+    return code
 
 
 def _watch(loop: asyncio.AbstractEventLoop, notifier: Notifier) -> None:

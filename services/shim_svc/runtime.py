@@ -12,27 +12,19 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import errdefs
 from linux.syscalls import PR_SET_PDEATHSIG, prctl
+from runc_bin.__main__ import main as run_built_in
 
 from shim_svc.forks import fork_child
 from shim_svc.reaper import Reaper
 from shim_svc.title import set_title
 
 BUILT_IN = "runc-bin"
-
-_Main = Callable[[list[str]], int]
-
-
-def built_in_main() -> _Main:
-    """The entry of the built-in runtime; imported here so that the shim's other parts do not need it."""
-    from runc_bin.__main__ import main
-
-    return main
 
 
 class Runtime:
@@ -52,10 +44,7 @@ class Runtime:
         self._bundle = bundle
         self.built_in = self.binary in (BUILT_IN, str(Path(sys.executable).parent / BUILT_IN))
         self._program = ""
-        self._main: _Main | None = None
-        if self.built_in:
-            self._main = built_in_main()
-        else:
+        if not self.built_in:
             found = shutil.which(self.binary)
             if found is None:
                 reason = f'exec: "{self.binary}": executable file not found in $PATH'
@@ -119,10 +108,10 @@ class Runtime:
 
     def _child(self, arguments: list[str]) -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if self._main is None:
+        if not self.built_in:
             os.execv(self._program, [self.binary, *arguments])
         set_title(f"{BUILT_IN} {' '.join(arguments)}", BUILT_IN)
-        return self._main(arguments)
+        return run_built_in(arguments)
 
     def _log_size(self) -> int:
         try:

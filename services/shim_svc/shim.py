@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from shim_svc import cgroup
 from shim_svc.attach_socket import AttachSocket
 from shim_svc.bundle import bootstrap, task_socket, write_file
 from shim_svc.facts import Facts
-from shim_svc.journal import log_to
+from shim_svc.journal import Journal
 from shim_svc.ports import Ports
 from shim_svc.publish import publish
 from shim_svc.reaper import Reaper
@@ -179,9 +180,12 @@ class Shim:
         self._options.socket_path.unlink(missing_ok=True)
 
 
-def run_shim(options: ShimOptions, listener: socket.socket, ready: int) -> int:
+def run_shim(
+    options: ShimOptions, listener: socket.socket, ready: int, *, journal: Journal, cgroups: Sequence[str]
+) -> int:
     """Be a shim, in a child that `forks` has cleaned; returns its exit code.
 
+    journal: the handler of its log records. cgroups: the delegated ones below which it makes its own.
     ready: a pipe that gets this process's number and is closed once `shim.pid` is written.
     """
     words = f"shim-svc -namespace {options.namespace} -id {options.id}"
@@ -191,9 +195,11 @@ def run_shim(options: ShimOptions, listener: socket.socket, ready: int) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log_to(2, identifier=f"shim[{options.id[:12]}]", debug=options.debug)
+    journal.identifier = f"shim[{options.id[:12]}]"
+    if options.debug:
+        logging.getLogger().setLevel(logging.DEBUG)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    leave = cgroup.join_own(options.socket_path.stem)
+    leave = cgroup.join_own(cgroups, options.socket_path.stem)
     write_file(options.bundle / "shim.pid", str(os.getpid()))
     os.write(ready, str(os.getpid()).encode())
     os.close(ready)
