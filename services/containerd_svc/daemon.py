@@ -89,7 +89,7 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         stack.push_async_callback(snapshots.close)
         collector = Collector(content, snapshots, events)
         services: list[ServiceBase] = [
-            VersionService(importlib.metadata.version("buoy"), ""),
+            VersionService(importlib.metadata.version("buoy"), "buoy"),
             NamespacesService(Namespaces(database, events)),
             ContainersService(containers),
             TasksService(Tasks(supervisor, containers, settings.runtime_root)),

@@ -33,6 +33,7 @@ from dockerd_api.engine.model import now_rfc3339, rfc3339
 log = logging.getLogger(__name__)
 
 _SUBSCRIBE = "/containerd.services.events.v1.Events/Subscribe"
+_OURS = "buoy"  # the revision of a containerd that reads our restart labels (docs/contracts.md)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FLUSH_EVERY = 2.0  # seconds between writes of a cursor that moved without an effect
 
@@ -81,6 +82,8 @@ class Monitor:
             wait = min(wait * 2, 1.0)
 
     async def _read(self) -> None:
+        _, revision = await self._engine.tasks.version()
+        self._engine.restarts_below = revision == _OURS
         metadata = {"buoy-events-after": str(self._low_water())}
         async with self._channel.request(
             _SUBSCRIBE,
@@ -93,7 +96,6 @@ class Monitor:
             await stream.send_message(SubscribeRequest(), end=True)
             await stream.recv_initial_metadata()
             resumed = (stream.initial_metadata or {}).get("buoy-events-resumed") == "1"
-            self._engine.restarts_below = resumed
             self.subscribed.set()
             if not resumed:
                 self._engine.spawn(self._compare())

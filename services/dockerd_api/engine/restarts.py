@@ -65,7 +65,9 @@ async def restart_later(engine: Engine, record: Container, seconds: float) -> No
         if current is None or current.state.phase is not Phase.RESTARTING or current.manually_stopped:
             return
         count = current.restart_count
-        error = await start_held(engine, current.with_state(phase=Phase.EXITED), restart_count=count)
+        error = await start_held(engine, current, restart_count=count)
         if error is not None:
+            stopped = engine.store.get(record.id) or current
+            await engine.store.put(stopped.with_state(phase=Phase.EXITED), durable=False)
             log.warning("container %s is not started again: %s", record.id, error)
             await engine.containers.exited(record.id, WaitOutcome(current.state.exit_code, error.message))

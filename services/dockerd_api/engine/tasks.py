@@ -36,10 +36,11 @@ from pb.containerd.services.tasks.v1 import (
     StartRequest,
     TasksStub,
 )
+from pb.containerd.services.version.v1 import VersionStub
 from pb.containerd.types import Mount
 from pb.containerd.v1.types import Process, Status
 from pb.google.protobuf import Any as AnyMessage
-from pb.google.protobuf import FieldMask
+from pb.google.protobuf import Empty, FieldMask
 from rpc.grpc import Channel
 
 RUNTIME = "io.containerd.runc.v2"
@@ -57,6 +58,12 @@ class Tasks:
     def __init__(self, channel: Channel) -> None:
         self._containers = ContainersStub(channel)
         self._tasks = TasksStub(channel)
+        self._version = VersionStub(channel)
+
+    async def version(self) -> tuple[str, str]:
+        """containerd's version and revision."""
+        reply = await self._version.version(Empty())
+        return reply.version, reply.revision
 
     # -- containers
 
