@@ -54,6 +54,6 @@ check-protos: ## fail when services/pb differs from what proto/ says
 	@$(PY) proto/generate.py --check
 
 constraints: ## write the versions that .venv has into constraints.txt
-	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check > constraints.txt
+	@$(PY) -m pip freeze --all --exclude-editable --disable-pip-version-check > constraints.txt
 
 need = $(if $($(1)),$($(1)),$(error name a value: make $@ $(1)=…))
