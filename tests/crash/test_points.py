@@ -83,7 +83,8 @@ class Crashing:
         self.done("import other", lambda: self.docker("import", "-m", "x", archive, "other").returncode == 0)
         saved = str(self.folder / "image.tar")
         self.done("load", lambda: self.docker("load", "-i", saved).returncode == 0)
-        for name in ("other", "loaded"):
+        self.done("tag", lambda: self.docker("tag", "loaded", "spare").returncode == 0)
+        for name in ("other", "spare", "loaded"):
             self.done(f"rmi {name}", partial(self.absent, "No such image", "rmi", "-f", name))
 
     def foreground(self) -> None:
@@ -101,25 +102,37 @@ class Crashing:
             command = ("sh", "-c", "trap 'exit 4' TERM; echo up; while :; do sleep 0.05; done")
             if self.docker("run", "-d", "-p", "80", "--name", "back", "busybox", *command).returncode:
                 return False
-            follower = subprocess.Popen(
-                [DOCKER, "-H", self.engine.host, "logs", "-f", "back"], stdout=subprocess.PIPE, text=True
-            )
-            try:
-                if self.docker("exec", "back", "echo", "in").stdout != "in\n":
+            follow = [DOCKER, "-H", self.engine.host, "logs", "-f", "back"]
+            with subprocess.Popen(follow, stdout=subprocess.PIPE, text=True) as follower:
+                try:
+                    return self.used() and follower.communicate(timeout=20)[0] == "up\n"
+                except subprocess.TimeoutExpired:
                     return False
-                if self.docker("pause", "back").returncode or self.docker("unpause", "back").returncode:
-                    return False
-                if self.docker("stop", "-t", "5", "back").returncode:
-                    return False
-                return follower.communicate(timeout=20)[0] == "up\n"
-            except subprocess.TimeoutExpired:
-                return False
-            finally:
-                follower.kill()
-                follower.wait()
+                finally:
+                    follower.kill()
 
         self.done("run -d", attempt)
         self.gone("back")
+
+    def used(self) -> bool:
+        """A running container is looked into, paused and stopped."""
+        return (
+            self.docker("exec", "back", "echo", "in").stdout == "in\n"
+            and self.docker("pause", "back").returncode == 0
+            and self.docker("unpause", "back").returncode == 0
+            and self.docker("stop", "-t", "5", "back").returncode == 0
+        )
+
+    def kept(self) -> None:
+        def attempt() -> bool:
+            self.gone("kept")
+            options = ("--restart", "always", "--name", "kept")
+            if self.docker("run", "-d", *options, "busybox", "sleep", "100").returncode:
+                return False
+            return self.docker("stop", "-t", "0", "kept").returncode == 0
+
+        self.done("stop for good", attempt)
+        self.gone("kept")
 
     def restarted(self) -> None:
         def attempt() -> bool:
@@ -142,6 +155,7 @@ class Crashing:
         self.image()
         self.foreground()
         self.background()
+        self.kept()
         self.restarted()
 
 
