@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_both_daemons_killed_ten_times(own_engine: Engine) -> None:
         old = {name: engine.pid(name) for name in ("containerd-svc", "dockerd-api")}
         for name in old:
             engine.kill(name)
-        engine.until("both back", lambda old=old: all(engine.pid(name) not in (0, old[name]) for name in old))
+        engine.until("both back", partial(_replaced, engine, old))
         assert engine.inspect(id)["State"]["Pid"] == pid
         assert start_time(pid) == began
     whole = "".join(f"{n}\n" for n in range(600))
@@ -112,6 +113,10 @@ def test_both_daemons_killed_ten_times(own_engine: Engine) -> None:
     assert attached.count("\n") > 500
     assert engine.out("wait", id) == "7"
     assert engine.docker("logs", id).stdout == whole
+
+
+def _replaced(engine: Engine, old: dict[str, int]) -> bool:
+    return all(engine.pid(name) not in (0, pid) for name, pid in old.items())
 
 
 EXITS = {
