@@ -133,7 +133,7 @@ def _remembered(bundle: Bundle, record: TaskRecord, row: Row) -> Task:
     task = Task(bundle, record)
     task.created = True
     task.init.pid = bundle.pid("init.pid") or row.pid
-    task.init.status = Status(row.status) if row.status else Status.CREATED
+    task.init.status = Status(row.status) if row.status > 0 else Status.CREATED
     if row.exited_at and row.exit_pid == task.init.pid:
         task.init.exited(row.exit_status, moment(row.exited_at))
     return task

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 
 # Names that containerd's clients give to the runtime that our shim is.
-OUR_RUNTIMES = frozenset({"io.containerd.runc.v2", "io.buoy.v1", "io.containerd.runtime.v1.linux"})
+OUR_RUNTIMES = frozenset({"io.containerd.runc.v2"})
 
 _CONNECT = 2.0  # seconds for a connection to a shim
 _START = 15.0  # seconds until a new shim answers

@@ -269,6 +269,7 @@ class Supervisor:
         taken = await self.rows.bury(
             task.name, pid, exit_status, exited_at, execs=execs, sandbox=bundle.sandbox_exists
         )
+        crashpoint("containerd.bury.published")
         self.apply(task, taken)
         task.execs.clear()
         if not task.init.ended.is_set():

@@ -31,6 +31,7 @@ from containerd_svc.events import Events, Recorder, unpacked
 log = logging.getLogger(__name__)
 
 _KILLED = 137  # exit status of a process that SIGKILL ended
+_DELETED = -1  # status of a task whose deletion is published while its bundle is still there
 
 MIGRATION = """
 CREATE TABLE tasks (
@@ -166,7 +167,8 @@ class TaskRows:
                 record(name.namespace, "/tasks/exit", exited)
                 taken.append(("/tasks/exit", exited))
                 self._exited(connection, record, row, exited, sandbox)
-            if not row.due_at and (pid or row.status):
+            if not row.due_at and row.status != _DELETED and (pid or row.status):
+                row.status = _DELETED
                 record(
                     name.namespace,
                     "/tasks/delete",

@@ -115,6 +115,30 @@ async def test_a_shim_that_died_meanwhile_is_reported(world: World) -> None:
         await world.remove(container_id)
 
 
+@pytest.mark.crash
+async def test_a_kill_during_a_burial_tells_nothing_twice(world: World) -> None:
+    world.kill_daemon()
+    await world.restart_daemon({"BUOY_CRASH_AT": "containerd.bury.published"})
+    daemon = world.daemon
+    assert daemon is not None
+    dead = await world.run("sleep", "100")
+    async with Follower(world, "topic~=|^/tasks/|") as follower:
+        other = await world.run("sleep", "100")
+        await until(lambda: follower.of("/tasks/start"), "it runs")
+        cursor = follower.cursor
+        os.kill(int((world.state / "moby" / dead / "shim.pid").read_text()), signal.SIGKILL)
+        await until(lambda: daemon.poll() is not None, "the daemon has killed itself")
+    await world.restart_daemon()
+    await until(lambda: not (world.state / "moby" / dead).exists(), "the bundle is gone")
+    async with Follower(world, "topic~=|^/tasks/|", after=cursor) as follower:
+        await world.kill(other)
+        await until(lambda: len(exits(follower)) == 2, "both exits are told")
+        assert exits(follower) == [(dead, 137), (other, 137)]
+        assert follower.topics() == ["/tasks/exit", "/tasks/delete", "/tasks/exit"]
+    await world.remove(dead)
+    await world.remove(other)
+
+
 async def test_a_stuck_shim_does_not_delay_the_start(world: World) -> None:
     stuck = await world.run("sleep", "100")
     others = [await world.run("sleep", "100") for _ in range(3)]
