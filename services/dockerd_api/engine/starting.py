@@ -57,6 +57,7 @@ async def start_held(
         record = dataclasses.replace(record, cleanup_due=False)
     code = failure.UNKNOWN
     try:
+        record = _named_as_donor(engine, record)
         request = attach_request(engine, record)
         await engine.networks.validate(request)
         starting = dataclasses.replace(
@@ -193,6 +194,16 @@ def attach_request(engine: Engine, record: Container) -> AttachRequest:
         dns_options=tuple(host["DnsOptions"] or ()),
         extra_hosts=tuple(host["ExtraHosts"] or ()),
     )
+
+
+def _named_as_donor(engine: Engine, record: Container) -> Container:
+    """One that joins another's network has its host name too: both have the same /etc/hosts."""
+    kind, colon, ref = record.host_config["NetworkMode"].partition(":")
+    if kind != "container" or not colon or record.host_config["UTSMode"] == "host":
+        return record
+    donor = engine.store.resolve(ref).config
+    names = {"Hostname": donor["Hostname"], "Domainname": donor["Domainname"]}
+    return dataclasses.replace(record, config={**record.config, **names})
 
 
 def network_settings(attachment: Attachment) -> dict[str, Any]:

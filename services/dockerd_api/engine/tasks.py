@@ -60,9 +60,9 @@ class Tasks:
         self._tasks = TasksStub(channel)
         self._version = VersionStub(channel)
 
-    async def version(self) -> tuple[str, str]:
+    async def version(self, *, timeout: float = 5.0) -> tuple[str, str]:
         """containerd's version and revision."""
-        reply = await self._version.version(Empty())
+        reply = await self._version.version(Empty(), timeout=timeout)
         return reply.version, reply.revision
 
     # -- containers

@@ -30,7 +30,11 @@ def _ping_headers() -> dict[str, str]:
 
 @router.get("/version")
 async def version(request: Request) -> Response:
-    return JSONResponse(system.version())
+    try:
+        containerd = await request.app.state.engine.tasks.version(timeout=1.0)
+    except errdefs.BuoyError:
+        containerd = None
+    return JSONResponse(system.version(containerd))
 
 
 @router.get("/info")

@@ -25,8 +25,8 @@ def architecture() -> str:
     return _GO_NAMES.get(host().machine, host().machine)
 
 
-def version() -> dict[str, Any]:
-    """GET /version."""
+def version(containerd: tuple[str, str] | None) -> dict[str, Any]:
+    """GET /version; `containerd` is its version and revision, None when it does not answer."""
     about = {
         "ApiVersion": api_text(API_VERSION),
         "Arch": architecture(),
@@ -48,9 +48,13 @@ def version() -> dict[str, Any]:
         "KernelVersion",
         "BuildTime",
     )
+    components: list[dict[str, Any]] = [{"Name": "Engine", "Version": VERSION, "Details": about}]
+    if containerd is not None:
+        found, revision = containerd
+        components.append({"Name": "containerd", "Version": found, "Details": {"GitCommit": revision}})
     return {
         "Platform": {"Name": "Buoy"},
-        "Components": [{"Name": "Engine", "Version": VERSION, "Details": about}],
+        "Components": components,
         "Version": VERSION,
         **{key: about[key] for key in shown},
     }
