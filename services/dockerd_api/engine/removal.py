@@ -67,9 +67,10 @@ async def remove_held(engine: Engine, record: Container) -> None:
         raise
 
 
-async def forget(engine: Engine, record: Container) -> None:
-    """What remains of a container without task and network: its root, its folder, its record, those who
-    wait.
+async def forget(engine: Engine, record: Container, *, durable: bool = True) -> None:
+    """Removes what remains of a container without task and network: root, folder, record, those who wait.
+
+    Without `durable` a power cut brings the record back, and start-up removes it again.
     """
     folder = engine.folder(record.id)
     await asyncio.gather(
@@ -82,7 +83,7 @@ async def forget(engine: Engine, record: Container) -> None:
     await engine.publish(record, "destroy")
     await engine.containers.removed(record.id, WaitOutcome(record.state.exit_code))
     crashpoint("engine.remove.told")
-    await engine.store.delete(record.id, durable=True)
+    await engine.store.delete(record.id, durable=durable)
 
 
 async def prune(engine: Engine, wanted: Mapping[str, list[str]]) -> tuple[list[str], int]:
@@ -109,7 +110,7 @@ async def remove_exited(engine: Engine, record: Container) -> None:
     await engine.store.put(removing, durable=False)
     crashpoint("engine.remove.auto")
     try:
-        await forget(engine, removing)
+        await forget(engine, removing, durable=False)
     except errdefs.BuoyError as error:
         log.warning("container %s is not removed yet: %s", record.id, error)
         await engine.containers.removed(record.id, WaitOutcome(record.state.exit_code, error.message))
