@@ -13,7 +13,6 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 from pb.buoy.attach.v1 import Attach
 
@@ -270,7 +269,7 @@ class Attachments:
     spill_folder: where backlogs may lie; None for memory.
     """
 
-    def __init__(self, *, terminal: bool, log_file: JsonFileLog | None, spill_folder: Path | None) -> None:
+    def __init__(self, *, terminal: bool, log_file: JsonFileLog | None, spill_folder: str | None) -> None:
         self._terminal = terminal
         self._log = log_file
         self._spill_folder = spill_folder

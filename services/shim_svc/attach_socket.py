@@ -10,11 +10,12 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 import errdefs
 from linux.fds import receive_fds
 from pb.buoy.attach.v1 import Reply, Request
+
+from shim_svc.bundle import remove_file
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class AttachSocket:
         self._handler = handler
         self._connections: set[socket.socket] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        Path(path).unlink(missing_ok=True)
+        remove_file(path)
         os.fchmod(self._listener.fileno(), 0o600)
         self._listener.bind(path)
         self._listener.listen(64)
@@ -99,7 +100,7 @@ class AttachSocket:
         """Stop listening and remove the socket."""
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
         self._listener.close()
-        Path(self.path).unlink(missing_ok=True)
+        remove_file(self.path)
         for connection in list(self._connections):
             self._drop(connection)
 

@@ -1,12 +1,16 @@
-"""The files of a bundle folder, as docs/contracts.md names them."""
+"""The files of a bundle folder, as docs/contracts.md names them.
+
+Paths are strings here and wherever every shim passes by: pathlib's many small functions are private memory in
+each of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import errdefs
@@ -21,7 +25,7 @@ _PATH_MAX = 107  # bytes of a Unix socket's path, unix(7)
 class Spec:
     """What the shim needs of config.json."""
 
-    container_dir: Path
+    container_dir: str
     log_driver: str
     log_path: str
     log_max_size: int
@@ -29,10 +33,11 @@ class Spec:
     own_pid_namespace: bool
 
 
-def read_spec(bundle: Path) -> Spec:
+def read_spec(bundle: str) -> Spec:
     """Read config.json; InvalidArgument when it is missing, malformed or holds wrong annotations."""
     try:
-        document = json.loads((bundle / "config.json").read_bytes())
+        with open(f"{bundle}/config.json", "rb") as file:
+            document = json.loads(file.read())
     except OSError as error:
         raise errdefs.InvalidArgument(f"config.json: {error.strerror}") from error
     except ValueError as error:
@@ -48,7 +53,7 @@ def read_spec(bundle: Path) -> Spec:
         raise errdefs.InvalidArgument(f"{PREFIX}log.path: an absolute path is needed")
     namespaces = ((document.get("linux") or {}).get("namespaces")) or []
     return Spec(
-        container_dir=Path(annotations.get(PREFIX + "container-dir") or bundle),
+        container_dir=str(annotations.get(PREFIX + "container-dir") or bundle),
         log_driver=driver,
         log_path=path,
         log_max_size=_number(annotations, "log.max-size", 0),
@@ -80,20 +85,21 @@ class TaskState:
     started_at: str
 
 
-def write_state(bundle: Path, state: TaskState) -> None:
+def write_state(bundle: str, state: TaskState) -> None:
     """Replace shim.json."""
-    write_file(bundle / "shim.json", json.dumps(vars(state)))
+    write_file(f"{bundle}/shim.json", json.dumps(vars(state)))
 
 
-def read_state(bundle: Path) -> TaskState | None:
+def read_state(bundle: str) -> TaskState | None:
     """shim.json, or None when it is missing or malformed."""
     try:
-        return TaskState(**json.loads((bundle / "shim.json").read_bytes()))
+        with open(f"{bundle}/shim.json", "rb") as file:
+            return TaskState(**json.loads(file.read()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: str, text: str) -> None:
     """Replace a small file in one step; it lies on tmpfs and is not synced."""
     new = f"{path}.new"
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -104,11 +110,11 @@ def write_file(path: Path, text: str) -> None:
     os.rename(new, path)
 
 
-def task_socket(sockets: Path, namespace: str, container: str, bundle: Path) -> Path:
+def task_socket(sockets: str, namespace: str, container: str, bundle: str) -> str:
     """Where the Task socket of this container's shim is; InvalidArgument when the path is too long."""
     digest = hashlib.sha256(f"{namespace}/{container}{bundle}".encode()).hexdigest()[:16]
-    path = sockets / f"{digest}.t"
-    check_socket_path(str(path))
+    path = f"{sockets}/{digest}.t"
+    check_socket_path(path)
     return path
 
 
@@ -121,3 +127,9 @@ def check_socket_path(path: str) -> None:
 def bootstrap(address: str) -> str:
     """What `start` prints: how to reach the shim."""
     return json.dumps({"version": VERSION, "address": address, "protocol": PROTOCOL}, separators=(",", ":"))
+
+
+def remove_file(path: str) -> None:
+    """Remove a file that may be missing."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -20,7 +20,7 @@ from linux.fds import has_exited, open_pidfd
 from pb.containerd.task.v2 import DeleteResponse
 
 from shim_svc import cgroup, exit_record, mounts
-from shim_svc.bundle import bootstrap, read_state
+from shim_svc.bundle import bootstrap, read_state, remove_file
 from shim_svc.container import as_time
 from shim_svc.forks import reset_inherited
 from shim_svc.journal import log_to
@@ -55,9 +55,9 @@ def nursery(flags: Mapping[str, str]) -> int:
         listener = socket.socket(fileno=passed[0])
     else:
         path = flags["address"].removeprefix("unix://")
-        if answers(Path(path)):
+        if answers(path):
             return _fail(f"a nursery serves {path} already")
-        Path(path).unlink(missing_ok=True)
+        remove_file(path)
         listener = socket.socket(socket.AF_UNIX)
         try:
             os.fchmod(listener.fileno(), 0o600)
@@ -69,7 +69,7 @@ def nursery(flags: Mapping[str, str]) -> int:
     warm()
     return run_nursery(
         listener,
-        sockets=Path(flags["sockets"]),
+        sockets=flags["sockets"],
         runtime_root=flags["runtime-root"],
         notifier=notifier,
         journal=journal,
@@ -84,12 +84,12 @@ def start(flags: Mapping[str, str]) -> int:
     try:
         check_identifier("namespace", flags["namespace"])
         check_identifier("container id", flags["id"])
-        sockets = Path(flags.get("sockets", DEFAULT_SOCKETS))
-        sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sockets = flags.get("sockets", DEFAULT_SOCKETS)
+        os.makedirs(sockets, mode=0o700, exist_ok=True)
         options = ShimOptions(
             namespace=flags["namespace"],
             id=flags["id"],
-            bundle=Path.cwd(),
+            bundle=os.getcwd(),
             sockets=sockets,
             runtime_root=flags.get("runtime-root", DEFAULT_RUNTIME_ROOT),
             debug="debug" in flags,
@@ -104,7 +104,7 @@ def start(flags: Mapping[str, str]) -> int:
         runc_bin.warm()
         gc.collect()
         gc.freeze()
-        stderr = _log_of(options.bundle)
+        stderr = _log_of(Path(options.bundle))
         journal = log_to(stderr, "shim")
         reset_inherited()
         ready, write_end = os.pipe2(os.O_CLOEXEC)
@@ -151,7 +151,7 @@ async def _delete(bundle: Path, namespace: str, container: str) -> DeleteRespons
 
     check_identifier("container id", container)
     _end_shim(bundle, container)
-    state = read_state(bundle)
+    state = read_state(str(bundle))
     reaper = Reaper()
     reaper.start()
     status, exited_at = _KILLED, time.time_ns()
@@ -162,17 +162,17 @@ async def _delete(bundle: Path, namespace: str, container: str) -> DeleteRespons
             binary=state.runtime if state is not None else "",
             root=state.runtime_root if state is not None else DEFAULT_RUNTIME_ROOT,
             namespace=namespace,
-            bundle=bundle,
+            bundle=str(bundle),
             systemd_cgroup=state.systemd_cgroup if state is not None else False,
         )
         await runtime.delete(container, force=True)
     except errdefs.BuoyError as error:
         log.warning("failed to remove runc container: %s", error.message)
     try:
-        mounts.unmount(bundle / "rootfs")
+        mounts.unmount(str(bundle / "rootfs"))
     except OSError as error:
         log.warning("failed to cleanup rootfs mount: %s", error)
-    record = exit_record.read(Path(state.container_dir)) if state is not None else None
+    record = exit_record.read(state.container_dir) if state is not None else None
     if state is not None and record is not None and record.run == state.run:
         return DeleteResponse(
             pid=record.pid,

@@ -12,8 +12,7 @@ import logging
 import os
 import signal
 import time
-from contextlib import AsyncExitStack
-from pathlib import Path
+from contextlib import ExitStack
 
 import errdefs
 from linux.crashpoints import crashpoint
@@ -34,7 +33,7 @@ from pb.containerd.task.v2 import CreateTaskRequest, ExecProcessRequest
 
 from shim_svc import exit_record, mounts
 from shim_svc.attach import Attachments
-from shim_svc.bundle import Spec, TaskState, read_spec, write_file, write_state
+from shim_svc.bundle import Spec, TaskState, read_spec, remove_file, write_file, write_state
 from shim_svc.exit_record import ExitRecord
 from shim_svc.facts import Facts
 from shim_svc.logs import JsonFileLog
@@ -78,16 +77,16 @@ class Container:
         namespace: str,
         reaper: Reaper,
         facts: Facts,
-        sockets: Path,
+        sockets: str,
         runtime_root: str,
     ) -> None:
         check_identifier("container id", request.id)
         if request.checkpoint:
             raise errdefs.NotImplementedHere("tasks cannot be restored from a checkpoint")
         self.id = request.id
-        self.bundle = Path(request.bundle)
+        self.bundle = request.bundle
         self.spec: Spec = read_spec(self.bundle)
-        if not self.spec.container_dir.is_dir():
+        if not os.path.isdir(self.spec.container_dir):
             raise errdefs.InvalidArgument(f"container folder {self.spec.container_dir} does not exist")
         self._request = request
         self._namespace = namespace
@@ -115,6 +114,7 @@ class Container:
         self._exec_over = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._consoles = 0
+        self._made = False
 
     # Create
 
@@ -139,11 +139,13 @@ class Container:
 
         Behind `open_streams`.
         """
+        undo = ExitStack()
         try:
-            async with AsyncExitStack() as undo:
-                await self._create(undo)
-                undo.pop_all()
+            await self._create(undo)
         except BaseException:
+            if self._made:
+                await self._undo_runtime()
+            undo.close()
             self.init.become(Status.DELETED)
             if self.init.attachments is not None:
                 self.init.attachments.close()
@@ -152,8 +154,8 @@ class Container:
             self.created.set()
         return self.init.pid
 
-    async def _create(self, undo: AsyncExitStack) -> None:
-        init, rootfs = self.init, self.bundle / "rootfs"
+    async def _create(self, undo: ExitStack) -> None:
+        init, rootfs = self.init, f"{self.bundle}/rootfs"
         self._write_state("creating")
         crashpoint("shim.create.recorded")
         if self._request.rootfs:
@@ -162,10 +164,10 @@ class Container:
         crashpoint("shim.create.mounted")
         init.io = self._make_io(init)
         undo.callback(init.io.close)
-        pid_file = self.bundle / "init.pid"
+        pid_file = f"{self.bundle}/init.pid"
         with self._reaper.hold():
             stdio, console = init.io.open()
-            undo.push_async_callback(self._undo_runtime)
+            self._made = True
             await self._runtime.create(
                 self.id,
                 pid_file=pid_file,
@@ -188,7 +190,7 @@ class Container:
                 "/tasks/create",
                 TaskCreate(
                     container_id=self.id,
-                    bundle=str(self.bundle),
+                    bundle=self.bundle,
                     rootfs=self._request.rootfs,
                     io=TaskIo(
                         stdin=init.fields[0],
@@ -217,7 +219,7 @@ class Container:
         attachments = process.attachments
         return ProcessIO(
             process.stdio,
-            console=str(self._sockets / name),
+            console=f"{self._sockets}/{name}",
             sink_of=lambda stream: _need(attachments).sink(stream),
             owner=(self._options.io_uid, self._options.io_gid),
         )
@@ -231,7 +233,7 @@ class Container:
                 runtime=self._runtime.binary,
                 runtime_root=self._runtime.root,
                 systemd_cgroup=self._options.systemd_cgroup,
-                container_dir=str(self.spec.container_dir),
+                container_dir=self.spec.container_dir,
                 run=self._run,
                 status=status,
                 pid=self.init.pid,
@@ -294,8 +296,8 @@ class Container:
         self._facts.publish("/tasks/exec-added", TaskExecAdded(container_id=self.id, exec_id=request.exec_id))
         return process
 
-    def _exec_file(self, process: Process, suffix: str) -> Path:
-        return self.bundle / f"{process.exec_id}.{suffix}"
+    def _exec_file(self, process: Process, suffix: str) -> str:
+        return f"{self.bundle}/{process.exec_id}.{suffix}"
 
     async def start_exec(self, process: Process) -> int:
         """Run an exec's process; returns its pid."""
@@ -512,7 +514,7 @@ class Container:
         process.exited.set()
         self.execs.pop(process.exec_id, None)
         for suffix in ("process.json", "pid"):
-            self._exec_file(process, suffix).unlink(missing_ok=True)
+            remove_file(self._exec_file(process, suffix))
 
     async def delete(self) -> None:
         """Remove the container from the runtime and unmount its root. May be tried again when it fails."""
@@ -523,7 +525,7 @@ class Container:
         crashpoint("shim.delete.runtime")
         if self._request.rootfs:
             try:
-                mounts.unmount(self.bundle / "rootfs")
+                mounts.unmount(f"{self.bundle}/rootfs")
             except OSError as error:
                 raise errdefs.Internal(f"failed rootfs umount: {error}") from error
         crashpoint("shim.delete.unmounted")
@@ -568,8 +570,9 @@ def _need(attachments: Attachments | None) -> Attachments:
     return attachments
 
 
-def _read_pid(path: Path) -> int:
+def _read_pid(path: str) -> int:
     try:
-        return int(path.read_text())
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
     except (OSError, ValueError) as error:
         raise errdefs.Internal(f"failed to retrieve OCI runtime container pid: {error}") from error

@@ -12,7 +12,6 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from linux.crashpoints import crashpoint
 
@@ -47,25 +46,26 @@ def parse_timestamp(text: str) -> int:
     return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int(fraction or 0)
 
 
-def write(folder: Path, record: ExitRecord) -> None:
+def write(folder: str, record: ExitRecord) -> None:
     """Make the record durable; OSError when the disk refuses it."""
     data = json.dumps(vars(record)).encode()
-    fd = os.open(folder / _NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(f"{folder}/{_NEW}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
     crashpoint("shim.exit.synced")
-    os.rename(folder / _NEW, folder / NAME)
+    os.rename(f"{folder}/{_NEW}", f"{folder}/{NAME}")
 
 
-def read(folder: Path) -> ExitRecord | None:
+def read(folder: str) -> ExitRecord | None:
     """The latest whole record of the container, or None."""
     found: list[ExitRecord] = []
     for name in (NAME, _NEW):
         try:
-            found.append(ExitRecord(**json.loads((folder / name).read_bytes())))
+            with open(f"{folder}/{name}", "rb") as file:
+                found.append(ExitRecord(**json.loads(file.read())))
         except (OSError, ValueError, TypeError):
             continue  # absent, or cut off by the crash that the other one survived
     return max(found, key=lambda record: record.run, default=None)

@@ -11,6 +11,8 @@ none.
 
 from __future__ import annotations
 
+# The C functions behind `signal`: its wrappers look every number up in an enum, in each child anew.
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import os
 import signal
@@ -24,14 +26,18 @@ from linux.fds import close_all_but
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 # Those that Python, asyncio or this package handle or ignore; `reset_inherited` has seen to all others.
-_HANDLED = (
-    signal.SIGCHLD,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
+_HANDLED = tuple(
+    int(number)
+    for number in (
+        signal.SIGCHLD,
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+    )
 )
+_DEFAULT, _BLOCK, _SETMASK = int(signal.SIG_DFL), int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
 
 
 def reset_inherited() -> None:
@@ -44,14 +50,14 @@ def reset_inherited() -> None:
 def _undo_inherited(stdio: tuple[int, int, int], keep: Iterable[int]) -> None:
     signal.set_wakeup_fd(-1)
     for number in _HANDLED:
-        signal.signal(number, signal.SIG_DFL)
+        _signal.signal(number, _DEFAULT)
     for target, source in enumerate(stdio):
         if source != target:
             os.dup2(source, target)
         else:
             os.set_inheritable(target, True)
     close_all_but({0, 1, 2, *keep})
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _signal.pthread_sigmask(_SETMASK, ())
 
 
 def fork_child(
@@ -63,7 +69,7 @@ def fork_child(
     keep: further descriptors that stay open in it. Signals have their default action there, and none is
     blocked. An exception in the child is printed on its standard error and is exit code 70.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    mask = _signal.pthread_sigmask(_BLOCK, _HANDLED)
     pid = -1
     try:
         pid = int(_libc.fork())
@@ -85,4 +91,4 @@ def fork_child(
                 os._exit(code)
     finally:
         if pid:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _signal.pthread_sigmask(_SETMASK, mask)

@@ -145,13 +145,34 @@ class JsonFileLog:
         line.first_at = b""
 
     def _append(self, entries: bytes) -> None:
+        """Append whole lines. With a limit, each file ends with the line that reaches it."""
+        while self._max_size and len(entries) > (room := max(0, self._max_size - self.size)):
+            cut = entries.find(b"\n", max(0, room - 1)) + 1 if room else 0
+            if cut == len(entries):
+                break
+            if cut:
+                self._append_here(entries[:cut])
+                entries = entries[cut:]
+            if not self._rotate_now(entries):
+                return
+        self._append_here(entries)
+
+    def _rotate_now(self, entries: bytes) -> bool:
+        """Rotate; False when that failed, and `entries` are dropped for it."""
+        try:
+            self._rotate()
+        except OSError as error:
+            self._drop(entries, error)
+            return False
+        self._torn = b""  # its line ends in the file that is full
+        return True
+
+    def _append_here(self, entries: bytes) -> None:
         try:
             if self._torn:
                 self._torn = self._torn[self._write(self._torn) :]
                 if self._torn:
                     raise OSError("no room for the rest of a line")
-            if self._max_size and self.size >= self._max_size:
-                self._rotate()
             if self._fd < 0:
                 self._open()
             done = self._write(entries)
@@ -190,8 +211,9 @@ class JsonFileLog:
             log.warning("log %s: %s; %d lines dropped so far", self.path, error or "full", self.dropped_lines)
 
     def _rotate(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         if self._max_file > 1:
             for number in range(self._max_file - 1, 0, -1):
                 source = self.path if number == 1 else f"{self.path}.{number - 1}"

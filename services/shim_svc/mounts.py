@@ -6,10 +6,10 @@ applied in order with mount(2); see mount(8) for the options.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import errdefs
 from linux import mounts as flags
@@ -21,11 +21,12 @@ _PAGE = 4096
 _MOST_LAYERS_UNMOUNTED = 64
 
 
-def mount_all(mounts: Sequence[Mount], root: Path) -> None:
+def mount_all(mounts: Sequence[Mount], root: str) -> None:
     """Mount all records below `root`, which is made when missing; undone when one fails
     (errdefs.Internal).
     """
-    root.mkdir(mode=0o711, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(root, 0o711)
     try:
         for record in mounts:
             _mount_one(record, root)
@@ -36,11 +37,11 @@ def mount_all(mounts: Sequence[Mount], root: Path) -> None:
         ) from error
 
 
-def _mount_one(record: Mount, root: Path) -> None:
-    target = str(root)
+def _mount_one(record: Mount, root: str) -> None:
+    target = root
     if record.target:
         # normpath of an absolute path cannot climb above it
-        target = str(root) + os.path.normpath("/" + record.target)
+        target = root + os.path.normpath("/" + record.target)
     options = parse(record.options)
     data = ",".join(key if value is None else f"{key}={value}" for key, value in options.data)
     source = record.source
@@ -83,16 +84,16 @@ def _mount_relative(source: str, target: str, flag_bits: int, data: Sequence[tup
         os.close(here)
 
 
-def unmount(root: Path) -> None:
+def unmount(root: str) -> None:
     """Unmount whatever is mounted on `root`, however often; what is busy is detached. Nothing there is no
     error.
     """
     for _ in range(_MOST_LAYERS_UNMOUNTED):
         try:
-            umount2(str(root), 0)
+            umount2(root, 0)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT):
                 return
             if error.errno != errno.EBUSY:
                 raise
-            umount2(str(root), flags.MNT_DETACH)
+            umount2(root, flags.MNT_DETACH)

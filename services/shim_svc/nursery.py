@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 
 import errdefs
 from linux.crashpoints import crashpoint
@@ -41,18 +40,18 @@ _READY = 10.0  # seconds for a forked shim to be there
 class Nursery(NurseryBase):
     """Serves Start. Requests for the same bundle share one fork."""
 
-    def __init__(self, template: socket.socket, *, sockets: Path, runtime_root: str) -> None:
+    def __init__(self, template: socket.socket, *, sockets: str, runtime_root: str) -> None:
         self._template = template
         self._sockets = sockets
         self._runtime_root = runtime_root
-        self._under_way: dict[Path, asyncio.Task[StartResponse]] = {}
+        self._under_way: dict[str, asyncio.Task[StartResponse]] = {}
 
     async def start(self, message: StartRequest) -> StartResponse:
         """Fork a shim, or answer with the one that this bundle has."""
         check_identifier("namespace", message.namespace)
         check_identifier("container id", message.id)
-        bundle = Path(message.bundle)
-        if not bundle.is_absolute() or not (bundle / "config.json").is_file():
+        bundle = message.bundle
+        if not os.path.isabs(bundle) or not os.path.isfile(f"{bundle}/config.json"):
             raise errdefs.InvalidArgument(f"bundle {message.bundle!r} does not hold a config.json")
         options = ShimOptions(
             namespace=message.namespace,
@@ -69,7 +68,7 @@ class Nursery(NurseryBase):
             task.add_done_callback(lambda done: self._done(bundle, done))
         return await asyncio.shield(task)
 
-    def _done(self, bundle: Path, task: asyncio.Task[StartResponse]) -> None:
+    def _done(self, bundle: str, task: asyncio.Task[StartResponse]) -> None:
         del self._under_way[bundle]
         if not task.cancelled():
             task.exception()  # seen, even when the caller is gone
@@ -93,21 +92,21 @@ class Nursery(NurseryBase):
 
 
 def _pack(options: ShimOptions) -> bytes:
-    return json.dumps(vars(options), default=str).encode()
+    return json.dumps(vars(options)).encode()
 
 
 def _unpack(data: bytes) -> ShimOptions:
-    fields = json.loads(data)
-    return ShimOptions(**fields | {name: Path(fields[name]) for name in ("bundle", "sockets")})
+    return ShimOptions(**json.loads(data))
 
 
 def _response(options: ShimOptions, pid: int) -> StartResponse:
     return StartResponse(version=VERSION, address=options.address, protocol=PROTOCOL, pid=pid)
 
 
-def _recorded_pid(bundle: Path) -> int:
+def _recorded_pid(bundle: str) -> int:
     try:
-        return int((bundle / "shim.pid").read_text())
+        with open(f"{bundle}/shim.pid", encoding="ascii") as file:
+            return int(file.read())
     except (OSError, ValueError):
         return 0
 
@@ -185,10 +184,10 @@ def _be_template(requests: socket.socket, journal: Journal, cgroups: Sequence[st
 
 
 def run_nursery(
-    listener: socket.socket, *, sockets: Path, runtime_root: str, notifier: Notifier, journal: Journal
+    listener: socket.socket, *, sockets: str, runtime_root: str, notifier: Notifier, journal: Journal
 ) -> int:
     """Serve on the listening socket until SIGTERM; shims live on. Returns the exit code."""
-    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.makedirs(sockets, mode=0o700, exist_ok=True)
     cgroups = cgroup.delegated()
     cgroup.sweep(cgroups)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

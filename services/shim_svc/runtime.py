@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import errdefs
 from linux.syscalls import PR_SET_PDEATHSIG, prctl
@@ -35,14 +34,14 @@ class Runtime:
     """
 
     def __init__(
-        self, reaper: Reaper, *, binary: str, root: str, namespace: str, bundle: Path, systemd_cgroup: bool
+        self, reaper: Reaper, *, binary: str, root: str, namespace: str, bundle: str, systemd_cgroup: bool
     ) -> None:
         self.binary = binary or BUILT_IN
         self.root = root
         self._reaper = reaper
-        self._log = bundle / "log.json"
+        self._log = f"{bundle}/log.json"
         self._bundle = bundle
-        self.built_in = self.binary in (BUILT_IN, str(Path(sys.executable).parent / BUILT_IN))
+        self.built_in = self.binary in (BUILT_IN, f"{os.path.dirname(sys.executable)}/{BUILT_IN}")
         self._program = ""
         if not self.built_in:
             found = shutil.which(self.binary)
@@ -54,7 +53,7 @@ class Runtime:
             "--root",
             os.path.join(root, namespace),
             "--log",
-            str(self._log),
+            self._log,
             "--log-format",
             "json",
             *(["--systemd-cgroup"] if systemd_cgroup else []),
@@ -115,7 +114,7 @@ class Runtime:
 
     def _log_size(self) -> int:
         try:
-            return self._log.stat().st_size
+            return os.stat(self._log).st_size
         except OSError:
             return 0
 
@@ -143,7 +142,7 @@ class Runtime:
         self,
         container: str,
         *,
-        pid_file: Path,
+        pid_file: str,
         stdio: tuple[int, int, int],
         console_socket: str,
         no_pivot: bool,
@@ -153,7 +152,7 @@ class Runtime:
         await self.call(
             "create",
             "--bundle",
-            str(self._bundle),
+            self._bundle,
             *_flags(console_socket, pid_file),
             *(["--no-pivot"] if no_pivot else []),
             *(["--no-new-keyring"] if no_new_keyring else []),
@@ -171,8 +170,8 @@ class Runtime:
         self,
         container: str,
         *,
-        process: Path,
-        pid_file: Path,
+        process: str,
+        pid_file: str,
         stdio: tuple[int, int, int],
         console_socket: str,
     ) -> None:
@@ -180,11 +179,11 @@ class Runtime:
         await self.call(
             "exec",
             "--process",
-            str(process),
+            process,
             *(["--console-socket", console_socket] if console_socket else []),
             "--detach",
             "--pid-file",
-            str(pid_file),
+            pid_file,
             container,
             failure="OCI runtime exec failed",
             stdio=stdio,
@@ -231,9 +230,9 @@ class Runtime:
         )
 
 
-def _flags(console_socket: str, pid_file: Path) -> Sequence[str]:
+def _flags(console_socket: str, pid_file: str) -> Sequence[str]:
     console = ["--console-socket", console_socket] if console_socket else []
-    return ["--pid-file", str(pid_file), *console]
+    return ["--pid-file", pid_file, *console]
 
 
 def _readable(data: bytes) -> int:

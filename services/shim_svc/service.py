@@ -6,7 +6,6 @@ import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any as Anything
 from typing import TypeVar
 
@@ -86,7 +85,7 @@ class TaskService(TaskBase):
         namespace: str,
         reaper: Reaper,
         facts: Facts,
-        sockets: Path,
+        sockets: str,
         runtime_root: str,
         prepare: Callable[[str], None],
         shutdown: Callable[[], None],
@@ -136,8 +135,9 @@ class TaskService(TaskBase):
             raise errdefs.InvalidArgument(f"this shim serves container {self._id!r}, not {message.id!r}")
         if self.container is not None:
             raise errdefs.AlreadyExists(f"task {message.id}: already exists")
-        if Path(message.bundle).resolve() != Path.cwd():
-            raise errdefs.InvalidArgument(f"this shim serves the bundle {Path.cwd()}, not {message.bundle!r}")
+        here = os.getcwd()
+        if not os.path.isabs(message.bundle) or os.path.realpath(message.bundle) != here:
+            raise errdefs.InvalidArgument(f"this shim serves the bundle {here}, not {message.bundle!r}")
         container = Container(
             message,
             namespace=self._namespace,
@@ -206,7 +206,7 @@ class TaskService(TaskBase):
         return StateResponse(
             id=process.exec_id or container.id,
             exec_id=process.exec_id,
-            bundle=str(container.bundle),
+            bundle=container.bundle,
             pid=process.pid,
             status=_WIRE.get(status, WireStatus.UNKNOWN),
             stdin=process.fields[0],

@@ -10,7 +10,6 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import errdefs
@@ -20,7 +19,7 @@ from rpc import grpc, ttrpc
 
 from shim_svc import cgroup
 from shim_svc.attach_socket import AttachSocket
-from shim_svc.bundle import bootstrap, task_socket, write_file
+from shim_svc.bundle import bootstrap, remove_file, task_socket, write_file
 from shim_svc.facts import Facts
 from shim_svc.journal import Journal
 from shim_svc.ports import Ports
@@ -42,15 +41,15 @@ class ShimOptions:
 
     namespace: str
     id: str
-    bundle: Path
-    sockets: Path
+    bundle: str
+    sockets: str
     runtime_root: str
     debug: bool = False
     containerd: str = ""
     events_address: str = ""
 
     @property
-    def socket_path(self) -> Path:
+    def socket_path(self) -> str:
         """The Task socket; InvalidArgument when that path is too long."""
         return task_socket(self.sockets, self.namespace, self.id, self.bundle)
 
@@ -68,15 +67,15 @@ def bind(options: ShimOptions) -> socket.socket:
     path = options.socket_path
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.exists():
+        if os.path.exists(path):
             if answers(path):
                 raise errdefs.AlreadyExists(f"a shim serves {path}")
-            path.unlink(missing_ok=True)
+            remove_file(path)
         os.fchmod(sock.fileno(), 0o600)
-        sock.bind(str(path))
+        sock.bind(path)
         sock.listen(128)
-        write_file(options.bundle / "address", options.address)
-        write_file(options.bundle / "bootstrap.json", bootstrap(options.address))
+        write_file(f"{options.bundle}/address", options.address)
+        write_file(f"{options.bundle}/bootstrap.json", bootstrap(options.address))
     except OSError as error:
         sock.close()
         raise errdefs.Internal(f"shim socket {path}: {error.strerror}") from error
@@ -86,12 +85,12 @@ def bind(options: ShimOptions) -> socket.socket:
     return sock
 
 
-def answers(path: Path) -> bool:
+def answers(path: str) -> bool:
     """Whether anybody listens on the socket at `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
-            probe.connect(str(path))
+            probe.connect(path)
         except OSError as error:
             return isinstance(error, (TimeoutError, BlockingIOError))  # a full queue is somebody's
     return True
@@ -177,7 +176,7 @@ class Shim:
         self._ports.close()
         for attach_socket in self._attach_sockets.values():
             attach_socket.close()
-        self._options.socket_path.unlink(missing_ok=True)
+        remove_file(self._options.socket_path)
 
 
 def run_shim(
@@ -199,12 +198,11 @@ def run_shim(
     if options.debug:
         logging.getLogger().setLevel(logging.DEBUG)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    leave = cgroup.join_own(cgroups, options.socket_path.stem)
-    write_file(options.bundle / "shim.pid", str(os.getpid()))
+    leave = cgroup.join_own(cgroups, os.path.basename(options.socket_path).partition(".")[0])
+    write_file(f"{options.bundle}/shim.pid", str(os.getpid()))
     os.write(ready, str(os.getpid()).encode())
     os.close(ready)
     loop = asyncio.SelectorEventLoop()
-    asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(options, listener))
     leave()
     return 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from pathlib import Path
 
 SEGMENT = 8 << 20
 LIMIT_MEMORY = 64 << 20
@@ -20,7 +19,7 @@ LIMIT_DISK = 512 << 20
 class Spill:
     """A bounded queue of bytes. folder: where its files lie; None: in memory."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: str | None) -> None:
         self._folder = folder
         self._limit = LIMIT_MEMORY if folder is None else LIMIT_DISK
         self._segments: deque[int] = deque()

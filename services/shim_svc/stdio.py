@@ -16,13 +16,12 @@ import struct
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import errdefs
 from linux.fds import receive_fds
 
-from shim_svc.bundle import check_socket_path
+from shim_svc.bundle import check_socket_path, remove_file
 
 CHUNK = 64 * 1024
 _OUTPUTS = ("stdout", "stderr")
@@ -265,7 +264,7 @@ class FileSink:
     """Appends to a file. What the disk refuses is dropped."""
 
     def __init__(self, path: str) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.dropped = 0
 
@@ -321,7 +320,7 @@ class ProcessIO:
         if self.stdio.terminal:
             check_socket_path(self._console_path)
             self._console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            Path(self._console_path).unlink(missing_ok=True)
+            remove_file(self._console_path)
             self._console.bind(self._console_path)
             self._console.listen(1)
             return (null, null, null), self._console_path
@@ -403,7 +402,7 @@ class ProcessIO:
         if self._console is not None:
             self._console.close()
             self._console = None
-            Path(self._console_path).unlink(missing_ok=True)
+            remove_file(self._console_path)
 
     def _open_fifo_input(self, path: str) -> None:
         # Held open for writing, so that the end comes by CloseIO only, as containerd's own shim has it.

@@ -7,11 +7,8 @@ than its ancestor was started with, hence `ensure_room`.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
-
-from linux.syscalls import PR_SET_NAME, prctl
 
 ROOM = 512  # bytes of title that every child has at least
 _PADDING = "--title-room="
@@ -46,10 +43,11 @@ def set_title(words: str, name: str) -> None:
     Words that do not fit are cut off.
     """
     size = _end - _start
-    text = words.encode(errors="replace")[: size - 2]
+    text = words.encode()[: size - 2]
     # A last byte other than NUL tells the kernel that the string ends at its first NUL (fs/proc/base.c).
-    ctypes.memset(_start, 0, size)
-    ctypes.memmove(_start, text, len(text))
-    ctypes.memset(_end - 1, 0x20, 1)
-    short = ctypes.create_string_buffer(name.encode()[:15])
-    prctl(PR_SET_NAME, ctypes.addressof(short))
+    memory = os.open("/proc/self/mem", os.O_WRONLY | os.O_CLOEXEC)
+    os.pwrite(memory, text.ljust(size - 1, b"\0") + b" ", _start)
+    os.close(memory)
+    comm = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(comm, name.encode())
+    os.close(comm)

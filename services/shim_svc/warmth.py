@@ -10,7 +10,6 @@ import contextlib
 import gc
 import socket
 import sys
-from pathlib import Path
 
 import errdefs
 import pb.buoy.attach.v1 as attach
@@ -49,7 +48,7 @@ async def _warm_server() -> None:
         namespace="warm",
         reaper=reaper,
         facts=Facts(),
-        sockets=Path("/"),
+        sockets="/",
         runtime_root="/",
         prepare=lambda path: None,
         shutdown=lambda: None,
