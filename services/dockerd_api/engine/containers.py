@@ -7,6 +7,7 @@ begun, ended or gone, and it tells those who wait.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,7 +20,11 @@ from dockerd_api.engine.store import Store
 if TYPE_CHECKING:
     from dockerd_api.streams.attach import PendingAttach
 
+log = logging.getLogger(__name__)
+
 CONDITIONS = ("not-running", "next-exit", "removed")
+
+_TO_TELL = 10.0  # seconds that telling those who wait may hold up a removal
 
 Deliver = Callable[[WaitOutcome], Awaitable[None]]
 HandOver = Callable[[str, "PendingAttach"], Awaitable[None]]
@@ -120,8 +125,10 @@ class Containers:
         self._drop_if_idle(container_id)
         if not due:
             return
-        async with asyncio.timeout(10):
-            await asyncio.gather(*(waiter.deliver(outcome) for waiter in due), return_exceptions=True)
+        told = [asyncio.ensure_future(waiter.deliver(outcome)) for waiter in due]
+        _, late = await asyncio.wait(told, timeout=_TO_TELL)
+        if late:
+            log.warning("%d of those who wait for container %s are not told yet", len(late), container_id)
 
     # -- attaching
 
@@ -145,13 +152,18 @@ class Containers:
         await self._hand_over(attach_socket, attach)
 
     async def hand_over_attaches(self, container_id: str, attach_socket: str) -> None:
-        """Called between the task's creation and its start, so that a client misses no byte."""
+        """Called between the task's creation and its start, so that a client misses no byte, and once more
+        when it runs, for those who came meanwhile."""
         watched = self._watched.get(container_id)
         if watched is None:
             return
         for attach in list(watched.attaches):
-            await self._hand_over(attach_socket, attach)
             watched.attaches.remove(attach)
+            try:
+                await self._hand_over(attach_socket, attach)
+            except errdefs.BuoyError as error:
+                log.warning("a client of container %s is not handed over: %s", container_id, error)
+                attach.abandon()
         self._drop_if_idle(container_id)
 
     def abandon_attaches(self, container_id: str) -> None:

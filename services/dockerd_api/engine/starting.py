@@ -145,6 +145,7 @@ async def _start(
     )
     await engine.store.put(running, durable=True)
     crashpoint("engine.start.recorded")
+    await engine.containers.hand_over_attaches(record.id, record.attach_socket)
     for _, sock in attachment.listeners:
         sock.close()
     return running
