@@ -26,7 +26,7 @@ import errdefs
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from dockerd_api.streams.connections import NO_SLOT, Connections
+from dockerd_api.streams.connections import LONGEST_REQUEST, NO_SLOT, Connections
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -42,6 +42,8 @@ _MOST_LEADING = 256 * 1024
 _DOUBT = 1.0
 #: Seconds between looks at whether a reply that did not fit into the socket has left.
 _FLUSH_LOOK = 0.02
+#: Requests that may be served twice, should this process end before their reply begins (RFC 9110, 9.2.1).
+_CHANGE_NOTHING = (b"GET ", b"HEAD ")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 #: Requests after which the connection may be taken over, so that what follows is not to be parsed.
 _HIJACKS = re.compile(rb"(?:/v[0-9.]+)?/(?:containers/[^/]+/attach|exec/[^/]+/start)\Z")
@@ -51,12 +53,14 @@ _HIJACKS = re.compile(rb"(?:/v[0-9.]+)?/(?:containers/[^/]+/attach|exec/[^/]+/st
 class Taken:
     """A connection that is the caller's now. `leading` are the bytes that the client sent behind its request.
 
-    `released` is to be called once the socket is kept under another name, or when it has been closed.
+    `kept` is the name by which the service manager keeps the socket, "" when it does not. `released`, to be
+    called once the connection is over or somebody else's, has it let go.
     """
 
     sock: socket.socket
     leading: bytes
     released: Callable[[], None]
+    kept: str = ""
 
 
 def take(request: Request) -> Taken:
@@ -79,8 +83,10 @@ def protocol(connections: Connections) -> type[asyncio.Protocol]:
     return cast(type[asyncio.Protocol], make)
 
 
-async def connect_recovered(server: Server, sock: socket.socket, slot: int, *, doubt: bool) -> None:
-    """Serve a connection that an earlier process had accepted.
+async def connect_recovered(
+    server: Server, sock: socket.socket, slot: int, request: bytes, *, doubt: bool
+) -> None:
+    """Serve a connection that an earlier process had accepted. `request` was read from it and not answered.
 
     `doubt`: that process ended as it wrote the end of a reply. A client that got it goes on with the next
     request; one that says nothing for a second is taken to wait for what will not come, and its connection is
@@ -94,6 +100,8 @@ async def connect_recovered(server: Server, sock: socket.socket, slot: int, *, d
     await asyncio.get_running_loop().connect_accepted_socket(lambda: made, sock)
     if doubt:
         made.http.doubt()
+    if request:
+        made.http.data_received(request)
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -150,7 +158,9 @@ class _Http(HttpToolsProtocol):
         """The application, with the end of its reply noted before it is written."""
 
         async def noting(message: Any) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if message["type"] == "http.response.start":
+                self._slots.busy(self._slot)
+            elif not message.get("more_body", False):
                 self._slots.answered(self._slot)
             await send(message)
 
@@ -211,7 +221,11 @@ class _Http(HttpToolsProtocol):
             return b""
         head, rest = self._head[: end.end()], self._head[end.end() :]
         self._head = b""
+        alone = not rest and self._is_idle()
         self._parse(head)
+        again = head.startswith(_CHANGE_NOTHING) and len(head) <= LONGEST_REQUEST
+        if alone and again and not self._in_request:
+            self._slots.asked(self._slot, head)
         return rest
 
     def _parse(self, data: bytes) -> None:
@@ -259,7 +273,7 @@ class _Http(HttpToolsProtocol):
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that has ended its sending still gets its reply; one that has closed altogether does not."""
+        """A client that has ended its sending still gets its reply; one that has closed does not."""
         self._eof = True
         return not _gone(self._fd) and not self._is_idle()
 
@@ -306,7 +320,7 @@ class _Http(HttpToolsProtocol):
     # -- the end
 
     def shutdown(self) -> None:
-        """The server ends: an idle connection is left to the next process, a busy one gets its reply first."""
+        """The server ends: an idle connection is left to the next process, a busy one after its reply."""
         self._leaving = True
         if self.cycle is None or self._is_idle():
             self._look_idle()
@@ -344,7 +358,7 @@ class _Http(HttpToolsProtocol):
         leading, self._leading = self._leading, b""
         slot, self._slot = self._slot, NO_SLOT
         self.transport.abort()
-        return Taken(sock, leading, lambda: self._slots.release(slot))
+        return Taken(sock, leading, lambda: self._slots.release(slot), self._slots.name(slot))
 
 
 def _gone(fd: int) -> bool:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,6 @@ CREATE TABLE IF NOT EXISTS events (nano INTEGER PRIMARY KEY, type TEXT NOT NULL,
 KEPT = 4096
 #: Events after which the older ones are deleted.
 _TRIM_EVERY = 256
-#: Events in memory, for listeners that keep up.
-_RECENT = 1024
 #: Events read from the database at once.
 _PAGE = 256
 
@@ -125,69 +122,75 @@ def _untagged(reference: str) -> str:
 
 
 class Events:
-    """All events of the engine.
-
-    `publish` returns when the event is stored as an intent (docs/contracts.md).
+    """All events of the engine, numbered as they are written, one after the other: no listener sees a later
+    one first, and each reads on from the number that it has seen.
     """
 
     def __init__(self, database: Database, last: int) -> None:
         self._database = database
-        self._last = last  # of the writer's thread
+        self._last = last
         self._since_trim = 0
-        self._recent: deque[Event] = deque(maxlen=_RECENT)
-        #: What is newer than this is in `_recent`, unless it has left that at its old end.
-        self._told = last
         self._more = asyncio.Event()
 
     @classmethod
     async def open(cls, database: Database) -> Events:
         """The database has had MIGRATION applied."""
-        return cls(
-            database,
-            await database.read(lambda c: c.execute("SELECT max(nano) FROM events").fetchone()[0] or 0),
-        )
+        newest = await database.read(lambda c: c.execute("SELECT max(nano) FROM events").fetchone()[0])
+        return cls(database, newest or 0)
 
     @property
     def last(self) -> int:
-        """The cursor of the newest event that listeners can have seen."""
-        return self._told
+        """The cursor of the newest event."""
+        return self._last
 
     async def publish(self, type: str, action: str, actor_id: str, attributes: Mapping[str, str]) -> None:
-        """Store one event and tell the listeners.
+        """Store one event as an intent (docs/contracts.md) and tell the listeners.
 
         Attributes are the labels and facts that Docker shows with it.
+        """
+        await self._database.write(
+            lambda connection: self.record(connection, type, action, actor_id, attributes), durable=False
+        )
+        self.told()
+
+    def record(
+        self,
+        connection: sqlite3.Connection,
+        type: str,
+        action: str,
+        actor_id: str,
+        attributes: Mapping[str, str],
+    ) -> None:
+        """Write one event in the caller's transaction, so that a change and its event are one. To be called
+        in the function of a `Database.write`; `told` is to follow once that has returned.
         """
         document: dict[str, Any] = {}
         if type in ("container", "image"):
             document = {"status": action, "id": actor_id}
             if type == "container" and attributes.get("image"):
                 document["from"] = attributes["image"]
+        nano = max(time.time_ns(), self._last + 1)
         document |= {
             "Type": type,
             "Action": action,
             "Actor": {"ID": actor_id, "Attributes": dict(sorted(attributes.items()))},
             "scope": "local",
+            "time": nano // 1_000_000_000,
+            "timeNano": nano,
         }
+        connection.execute("INSERT INTO events VALUES (?, ?, ?)", (nano, type, json.dumps(document)))
+        self._last = nano
+        self._since_trim += 1
+        if self._since_trim >= _TRIM_EVERY:
+            self._since_trim = 0
+            connection.execute(
+                "DELETE FROM events WHERE nano <="
+                " (SELECT nano FROM events ORDER BY nano DESC LIMIT 1 OFFSET ?)",
+                (KEPT,),
+            )
 
-        def write(connection: sqlite3.Connection) -> Event:
-            # Numbered where they are written, one after the other: no listener sees a later one first.
-            nano = max(time.time_ns(), self._last + 1)
-            document["time"], document["timeNano"] = nano // 1_000_000_000, nano
-            connection.execute("INSERT INTO events VALUES (?, ?, ?)", (nano, type, json.dumps(document)))
-            self._last = nano
-            self._since_trim += 1
-            if self._since_trim >= _TRIM_EVERY:
-                self._since_trim = 0
-                connection.execute(
-                    "DELETE FROM events WHERE nano <="
-                    " (SELECT nano FROM events ORDER BY nano DESC LIMIT 1 OFFSET ?)",
-                    (KEPT,),
-                )
-            return Event(nano, document)
-
-        event = await self._database.write(write, durable=False)
-        self._recent.append(event)
-        self._told = event.cursor
+    def told(self) -> None:
+        """Wake the listeners: events were committed."""
         self._more.set()
         self._more = asyncio.Event()
 
@@ -222,11 +225,7 @@ class Events:
                     await more.wait()
 
     async def _later(self, cursor: int) -> list[Event]:
-        """The next events after the cursor; from memory when that reaches back so far."""
-        if cursor >= self._told:
-            return []
-        if self._recent and self._recent[0].cursor <= cursor:
-            return [event for event in self._recent if event.cursor > cursor]
+        """The next events after the cursor."""
         rows = await self._database.read(
             lambda c: c.execute(
                 "SELECT nano, document FROM events WHERE nano > ? ORDER BY nano LIMIT ?", (cursor, _PAGE)

@@ -69,7 +69,8 @@ async def attach(name: str, request: Request) -> Response:
         "leading_input": base64.b64encode(taken.leading).decode(),
         "stdin_once": bool(record.config.get("StdinOnce")) and not record.tty,
     }
-    streams.begin("attach", taken, {"container": record.id, "attach": fields}, head=head)
+    params = {"container": record.id, "path": record.log_path, "attach": fields}
+    streams.begin("attach", taken, params, head=head)
     return Response()
 
 

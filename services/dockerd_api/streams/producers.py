@@ -152,11 +152,30 @@ class Producers:
         stream.finish()
 
     async def attach(self, stream: ReplyStream) -> None:
-        """params: container, attach (fields of PendingAttach)."""
+        """params: container, path (of the log), attach (fields of PendingAttach)."""
         container = stream.params["container"]
+        pending = _pending(stream, "")
+        if pending.logs and (stream.position or not self._containers.resolve(container).state.alive):
+            # No shim is there to replay the log: what earlier runs wrote is sent now, the rest by the shim.
+            await self._replay(stream, pending)
+            pending.logs = False
         await stream.flushed()
         stream.on_gone = lambda: self._containers.drop_attach(container, stream.id)
-        await self._containers.add_attach(container, _pending(stream, ""))
+        await self._containers.add_attach(container, pending)
+
+    async def _replay(self, stream: ReplyStream, attach: PendingAttach) -> None:
+        if not stream.params["path"]:
+            return
+        options = LogOptions(stdout=attach.stdout, stderr=attach.stderr, multiplexed=attach.multiplexed)
+        reader = JsonLog(Path(stream.params["path"]), options, stream.position)
+        try:
+            end = False
+            while not end:
+                data, end = reader.read()
+                stream.append(data, reader.position)
+                await stream.room()
+        finally:
+            reader.close()
 
     async def exec(self, stream: ReplyStream) -> None:
         """params: exec, attach (fields of PendingAttach)."""

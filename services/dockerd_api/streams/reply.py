@@ -41,8 +41,16 @@ class ReplyStream:
     `params` are those that `begin` got; `position` is what the last `append` gave, "" at first.
     """
 
-    def __init__(self, streams: Streams, name: str, sock: socket.socket, file: ReplyFile) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        name: str,
+        sock: socket.socket,
+        file: ReplyFile,
+        released: Callable[[], None] | None,
+    ) -> None:
         self._streams = streams
+        self._released = released
         self._name = name
         self._sock = sock
         self._file = file
@@ -157,6 +165,8 @@ class ReplyStream:
             asyncio.get_running_loop().remove_writer(self._sock.fileno())
             self._writing = False
         self._streams.closed(self._name, self._sock)
+        if self._released is not None:
+            self._released()
         if end:
             # The manager holds a copy of the socket: closing ours would not be seen.
             with contextlib.suppress(OSError):
@@ -182,15 +192,21 @@ class Streams:
         self._left: list[tuple[str, socket.socket, ReplyFile]] = []
         self._gone = select.epoll()
         self._watching = False
-        self._inodes = self._collect()
+        # Of the streams of the process before: their sockets, and what releases them.
+        self._released: dict[int, Callable[[], None] | None] = {}
+        self._collect()
 
     def produce(self, kind: str, producer: Producer) -> None:
         """What runs for the streams of a kind."""
         self._producers[kind] = producer
 
-    def holds(self, inode: int) -> bool:
-        """Whether the socket of that inode belongs to a stream of the process before."""
-        return inode in self._inodes
+    def holds(self, inode: int, released: Callable[[], None]) -> bool:
+        """Whether the socket of that inode belongs to a stream of the process before, which then calls
+        `released` at its end."""
+        if inode not in self._released:
+            return False
+        self._released[inode] = released
+        return True
 
     def begin(
         self, kind: str, taken: Taken, params: Mapping[str, Any], *, head: bytes, chunked: bool = False
@@ -199,17 +215,20 @@ class Streams:
 
         When this returns, the connection outlives the process.
         """
-        file = ReplyFile.create({"kind": kind, "params": dict(params), "chunked": chunked})
+        # A manager keeps an open file once: under a second name it would be lost with the first. So the
+        # socket stays what it was kept as when it was accepted, and the file says which that is.
+        file = ReplyFile.create(
+            {"kind": kind, "params": dict(params), "chunked": chunked, "socket": taken.kept}
+        )
         name = f"stream-{secrets.token_hex(4)}"
         try:
             file.append(head, "")
-            self._store.keep(name, [taken.sock.fileno(), file.fd])
+            self._store.keep(name, [file.fd] if taken.kept else [taken.sock.fileno(), file.fd])
         except BaseException:
             file.close()
             raise
         crashpoint("streams.kept")
-        taken.released()
-        stream = ReplyStream(self, name, taken.sock, file)
+        stream = ReplyStream(self, name, taken.sock, file, taken.released)
         self._run(stream)
         return stream
 
@@ -218,7 +237,8 @@ class Streams:
         a producer must not miss."""
         for name, sock, file in self._left:
             sock.setblocking(False)
-            stream = ReplyStream(self, name, sock, file)
+            released = self._released[os.fstat(sock.fileno()).st_ino]
+            stream = ReplyStream(self, name, sock, file, released)
             if stream.kind not in self._producers:
                 log.error("stream %s: nothing goes on with kind %s", name, stream.kind)
                 stream.drop()
@@ -226,7 +246,7 @@ class Streams:
             self._run(stream)
         count = len(self._left)
         self._left.clear()
-        self._inodes.clear()
+        self._released.clear()
         return count
 
     def closed(self, name: str, sock: socket.socket) -> None:
@@ -282,24 +302,28 @@ class Streams:
             if stream is not None:
                 stream.drop()
 
-    def _collect(self) -> set[int]:
+    def _collect(self) -> None:
         """Pair up the passed descriptors; their order is not known (systemd hands out the newest first)."""
-        inodes: set[int] = set()
         for name in [name for name in self._store.passed if name.startswith("stream-")]:
             fds = self._store.passed.pop(name)
             sockets = [fd for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
             files = [fd for fd in fds if fd not in sockets]
-            file = _open(files[0]) if len(files) == 1 and len(sockets) == 1 else None
-            if file is None:
+            file = _open(files[0]) if len(files) == 1 else None
+            if file is not None and not sockets:
+                kept = self._store.passed.get(str(file.description.get("socket")), [])
+                sockets = [os.dup(fd) for fd in kept if stat.S_ISSOCK(os.fstat(fd).st_mode)][:1]
+            if file is None or len(sockets) != 1:
                 # A client that closed its connection: the manager dropped the socket alone.
+                if file is not None:
+                    files = []
+                    file.close()
                 for fd in sockets + files:
                     os.close(fd)
                 self._store.forget(name)
                 continue
             sock = socket.socket(fileno=sockets[0])
-            inodes.add(os.fstat(sockets[0]).st_ino)
+            self._released[os.fstat(sockets[0]).st_ino] = None
             self._left.append((name, sock, file))
-        return inodes
 
 
 def _open(fd: int) -> ReplyFile | None:

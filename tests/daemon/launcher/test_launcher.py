@@ -138,7 +138,7 @@ def test_killed_service_is_started_at_once_each_time(engine: Engine) -> None:
         pid = engine.tell("pid")
         os.kill(pid, signal.SIGKILL)
         # A connection that it accepted as it died would be lost with it.
-        until(lambda: start_time(pid) is None)
+        until(lambda pid=pid: start_time(pid) is None)  # type: ignore[misc]
         began = time.monotonic()
         assert engine.tell("read note") == ["hello"]
         assert time.monotonic() - began < 5

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -31,7 +32,13 @@ async def big(request: Request) -> Response:
 
 
 async def slow(request: Request) -> Response:
-    await asyncio.sleep(30)
+    while not (folder / "quick").exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return Response()
+
+
+async def deadly(request: Request) -> Response:
+    os.kill(os.getpid(), signal.SIGKILL)
     return Response()
 
 
@@ -96,7 +103,8 @@ app = Starlette(
     routes=[
         Route("/pid", pid, methods=["GET"]),
         Route("/big", big, methods=["GET"]),
-        Route("/slow", slow, methods=["GET"]),
+        Route("/slow", slow, methods=["GET", "POST"]),
+        Route("/deadly", deadly, methods=["GET"]),
         Route("/body", body, methods=["POST"]),
         Route("/count", count, methods=["GET"]),
         Route("/hold", hold, methods=["GET"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -50,7 +51,7 @@ async def test_message_has_dockers_shape(database: Database) -> None:
 
 async def test_listeners_miss_nothing_while_events_come(database: Database) -> None:
     events = await Events.open(database)
-    total = 3000  # More than are kept in memory.
+    total = 3000
 
     async def publish() -> None:
         for first in range(0, total, 50):
@@ -68,6 +69,21 @@ async def test_listeners_miss_nothing_while_events_come(database: Database) -> N
     assert again.last == late[-1].cursor
     middle = late[1234].cursor
     assert [e.cursor for e in await listen(again, 10, after=middle)] == [e.cursor for e in late[1235:1245]]
+
+
+async def test_event_in_the_transaction_of_its_change(database: Database) -> None:
+    events = await Events.open(database)
+    listener = asyncio.create_task(listen(events, 1, after=0))
+
+    def fails(connection: sqlite3.Connection) -> None:
+        events.record(connection, "container", "die", "never", {})
+        raise errdefs.Conflict("the change is undone, and its event with it")
+
+    with pytest.raises(errdefs.Conflict):
+        await database.write(fails, durable=False)
+    await database.write(lambda c: events.record(c, "container", "die", "one", {}), durable=False)
+    events.told()
+    assert [event.document["Actor"]["ID"] for event in await listener] == ["one"]
 
 
 async def test_until_ends_in_past_and_future(database: Database) -> None:
