@@ -53,9 +53,8 @@ class Api:
         return status
 
 
-@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    api = Api(tmp_path_factory.mktemp("api") / "state", request.param)
+def started(loop: str, folder: Path) -> Iterator[Api]:
+    api = Api(folder / "state", loop)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "ping", lambda layout: True)
         commands.up(api.layout, api.command)
@@ -66,10 +65,31 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             commands.down(api.layout)
 
 
+@pytest.fixture(scope="module")
+def on_uvloop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    yield from started("uvloop", tmp_path_factory.mktemp("api"))
+
+
+@pytest.fixture(scope="module")
+def on_asyncio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    yield from started("asyncio", tmp_path_factory.mktemp("api"))
+
+
 @pytest.fixture
-def api(running: Api) -> Iterator[Api]:
+def api(on_uvloop: Api) -> Iterator[Api]:
+    """The server on the loop that the daemon uses."""
+    yield from left_clean(on_uvloop)
+
+
+@pytest.fixture(params=["on_uvloop", "on_asyncio"])
+def either(request: pytest.FixtureRequest) -> Iterator[Api]:
+    """The server on each loop, for what depends on how the loop reads and writes."""
+    yield from left_clean(request.getfixturevalue(request.param))
+
+
+def left_clean(running: Api) -> Iterator[Api]:
+    """Whatever a test did, nothing stays in the store but the map of connections."""
     yield running
-    # Whatever a test did, nothing stays in the store but the map of connections.
     until(lambda: running.status()["stored"] == ["connstate"])
     for path in running.layout.run.glob("*held-*"):
         path.unlink()
@@ -88,18 +108,18 @@ def get(connection: http.client.HTTPConnection, path: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["kill", "restart"])
-def test_idle_connection_is_served_by_the_next_process(api: Api, how: str) -> None:
-    with contextlib.closing(api.http()) as used, contextlib.closing(api.http()) as fresh:
+def test_idle_connection_is_served_by_the_next_process(either: Api, how: str) -> None:
+    with contextlib.closing(either.http()) as used, contextlib.closing(either.http()) as fresh:
         first = json.loads(get(used, "/pid"))["pid"]
-        until(lambda: len(api.status()["stored"]) == 3)
+        until(lambda: len(either.status()["stored"]) == 3)
         for _ in range(3):
             if how == "kill":
-                api.kill()
+                either.kill()
             else:
-                commands.restart(api.layout, "api")
+                commands.restart(either.layout, "api")
             # The very sockets: neither was closed nor opened again.
-            assert json.loads(get(used, "/pid"))["pid"] == api.pid() != first
-        assert json.loads(get(fresh, "/pid"))["pid"] == api.pid()
+            assert json.loads(get(used, "/pid"))["pid"] == either.pid() != first
+        assert json.loads(get(fresh, "/pid"))["pid"] == either.pid()
 
 
 def test_request_under_way_at_a_kill_ends_its_connection(api: Api) -> None:
@@ -111,17 +131,17 @@ def test_request_under_way_at_a_kill_ends_its_connection(api: Api) -> None:
         assert sock.recv(10) == b""
 
 
-def test_request_that_changes_nothing_is_served_by_the_next_process(api: Api) -> None:
-    with api.raw() as sock:
+def test_request_that_changes_nothing_is_served_by_the_next_process(either: Api) -> None:
+    with either.raw() as sock:
         sock.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        until(lambda: len(api.status()["stored"]) == 2)
+        until(lambda: len(either.status()["stored"]) == 2)
         time.sleep(0.1)
-        api.kill()
-        api.kill()
-        (api.layout.run / "quick").touch()
+        either.kill()
+        either.kill()
+        (either.layout.run / "quick").touch()
         with sock.makefile("rb") as reply:
             assert reply.read().startswith(b"HTTP/1.1 200 OK")
-        (api.layout.run / "quick").unlink()
+        (either.layout.run / "quick").unlink()
 
 
 def test_request_that_ends_each_process_is_given_up(api: Api) -> None:
@@ -140,34 +160,34 @@ def test_half_sent_request_at_a_kill_ends_its_connection(api: Api) -> None:
         assert sock.recv(10) == b""
 
 
-def test_request_sent_while_nobody_runs_is_answered(api: Api) -> None:
-    with contextlib.closing(api.http()) as idle:
+def test_request_sent_while_nobody_runs_is_answered(either: Api) -> None:
+    with contextlib.closing(either.http()) as idle:
         get(idle, "/pid")
-        os.kill(api.pid(), signal.SIGSTOP)
+        os.kill(either.pid(), signal.SIGSTOP)
         # The server reads nothing of this.
         idle.request("GET", "/pid")
-        queued = api.http()
+        queued = either.http()
         queued.request("GET", "/pid")
-        api.kill()
-        assert json.loads(idle.getresponse().read())["pid"] == api.pid()
-        assert json.loads(queued.getresponse().read())["pid"] == api.pid()
+        either.kill()
+        assert json.loads(idle.getresponse().read())["pid"] == either.pid()
+        assert json.loads(queued.getresponse().read())["pid"] == either.pid()
         queued.close()
 
 
-def test_client_that_closes_leaves_the_store(api: Api) -> None:
-    connection = api.http()
+def test_client_that_closes_leaves_the_store(either: Api) -> None:
+    connection = either.http()
     get(connection, "/pid")
-    until(lambda: len(api.status()["stored"]) == 2)
+    until(lambda: len(either.status()["stored"]) == 2)
     connection.close()
-    until(lambda: api.status()["stored"] == ["connstate"])
+    until(lambda: either.status()["stored"] == ["connstate"])
 
 
-def test_server_that_closes_is_seen_by_the_client(api: Api) -> None:
-    with api.raw() as sock:
+def test_server_that_closes_is_seen_by_the_client(either: Api) -> None:
+    with either.raw() as sock:
         sock.sendall(b"GET /pid HTTP/1.0\r\n\r\n")
         with sock.makefile("rb") as reply:
             assert reply.read().startswith(b"HTTP/1.1 200")
-    with api.raw() as sock:
+    with either.raw() as sock:
         sock.sendall(b"nonsense\r\n\r\n")
         with sock.makefile("rb") as reply:
             assert reply.read().startswith(b"HTTP/1.1 400")
@@ -264,12 +284,12 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: tcp\r\n"
 @pytest.mark.parametrize("upgrade", [True, False])
 @pytest.mark.parametrize("body", [b"", b'{"Detach":false}'])
 @pytest.mark.parametrize("pieces", [1, 2, 1000])
-def test_bytes_behind_a_request_arrive_once(api: Api, upgrade: bool, body: bytes, pieces: int) -> None:
+def test_bytes_behind_a_request_arrive_once(either: Api, upgrade: bool, body: bytes, pieces: int) -> None:
     length = b"Content-Length: %d\r\n" % len(body) if body else b""
     request = b"POST /containers/x/attach HTTP/1.1\r\nHost: x\r\n" + (UPGRADE if upgrade else b"") + length
     leading = b"GET / HTTP/1.1\r\n\r\nleading\n"
     everything = request + b"\r\n" + body + leading
-    with api.raw() as sock:
+    with either.raw() as sock:
         step = -(-len(everything) // pieces)
         for at in range(0, len(everything), step):
             sock.sendall(everything[at : at + step])
@@ -294,8 +314,8 @@ def test_connection_goes_on_behind_a_refused_attach(api: Api, upgrade: bool) -> 
     assert b'{"message":"no"}HTTP/1.1 200 OK' in got
 
 
-def test_half_closed_client_gets_its_reply(api: Api) -> None:
-    with api.raw() as sock:
+def test_half_closed_client_gets_its_reply(either: Api) -> None:
+    with either.raw() as sock:
         sock.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
         sock.shutdown(socket.SHUT_WR)
         with sock.makefile("rb") as reply:
@@ -320,15 +340,15 @@ def test_pipelined_and_chunked_requests(api: Api) -> None:
     assert b"\r\n\r\nabcde" in got
 
 
-def test_big_reply_then_idle(api: Api) -> None:
+def test_big_reply_then_idle(either: Api) -> None:
     """The connection counts as idle only when all of the reply has left."""
-    with contextlib.closing(api.http()) as connection:
+    with contextlib.closing(either.http()) as connection:
         connection.request("GET", f"/big?size={8 << 20}")
         response = connection.getresponse()
         time.sleep(0.1)
-        api.kill()
+        either.kill()
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             response.read()
-    with contextlib.closing(api.http()) as connection:
+    with contextlib.closing(either.http()) as connection:
         assert len(get(connection, f"/big?size={8 << 20}")) == 8 << 20
         assert get(connection, "/pid")

@@ -9,7 +9,6 @@ import struct
 from pathlib import Path
 
 import pytest
-
 from dockerd_api.engine.logs import CHUNK, JsonLog, LogOptions, nanoseconds, parse
 
 RAW = LogOptions(multiplexed=False)
@@ -165,7 +164,9 @@ def test_torn_records(path: Path) -> None:
     log = JsonLog(path, RAW)
     assert read_all(log) == b"line 0\n"
     with path.open("ab") as file:
-        file.write(whole[20:] + b'{"log":"lost" gar\n\x00\x00\n{"log":"torn' + record(2) + b"[1]\n" + record(3))
+        file.write(
+            whole[20:] + b'{"log":"lost" gar\n\x00\x00\n{"log":"torn' + record(2) + b"[1]\n" + record(3)
+        )
     assert read_all(log) == b"line 1\nline 2\nline 3\n"
 
 
@@ -211,7 +212,15 @@ def test_since_until_timestamps_details(path: Path) -> None:
 
 
 def test_text_of_every_kind(path: Path) -> None:
-    texts = ['q"uote\\back\n', "tab\tüñí€\U0001f600\n", "\u0000\u001b[0m\n", "<>&\u2028\n", "", "\n", "\ufffd\n"]
+    texts = [
+        'q"uote\\back\n',
+        "tab\tüñí€\U0001f600\n",
+        "\u0000\u001b[0m\n",
+        "<>&\u2028\n",
+        "",
+        "\n",
+        "\ufffd\n",
+    ]
     path.write_bytes(b"".join(record(n, text=text) for n, text in enumerate(texts)))
     assert read_all(JsonLog(path, RAW)) == "".join(texts).encode()
 
@@ -221,7 +230,11 @@ def test_parse_agrees_with_json() -> None:
         found = parse(line.rstrip(b"\n"))
         wanted = json.loads(line)
         assert found is not None
-        assert (found.text.decode(), found.stream, found.time) == (wanted["log"], wanted["stream"], wanted["time"])
+        assert (found.text.decode(), found.stream, found.time) == (
+            wanted["log"],
+            wanted["stream"],
+            wanted["time"],
+        )
 
 
 def test_nanoseconds() -> None:
