@@ -1,4 +1,4 @@
-"""ttrpc over Unix sockets: containerd's light RPC, client and server, as asyncio protocols.
+"""ttrpc over Unix sockets: containerd's light RPC, client and server, on asyncio.
 
 A frame is a header of 10 bytes (data length u32, stream id u32, both big-endian, message type u8, flags u8)
 and the data. A unary call is one Request frame of a new odd stream id and one Response frame of the same id.
@@ -12,11 +12,12 @@ both wires.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import errdefs
@@ -35,6 +36,7 @@ REQUEST, RESPONSE, DATA = 1, 2, 3
 REMOTE_CLOSED, REMOTE_OPEN = 0x1, 0x2
 
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED, _UNKNOWN = 3, 4, 8, 12, 2
+_CHUNK = 64 * 1024
 _PEERCRED = struct.Struct("3i")
 
 M = TypeVar("M", bound=Message)
@@ -46,18 +48,15 @@ class Servable(Protocol):
     def __mapping__(self) -> dict[str, grpclib.const.Handler]: ...
 
 
-class _Frames(asyncio.Protocol):
+class _Frames:
     """Cuts a byte stream into frames; a frame that is too long is skipped and reported by `oversized`."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._skip = 0
-        self._transport: asyncio.Transport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they come."""
         buffer = self._buffer
         buffer += data
         start = 0
@@ -85,8 +84,11 @@ class _Frames(asyncio.Protocol):
 
     def send(self, stream: int, kind: int, data: bytes) -> None:
         """Queue one frame; nothing is sent on a connection that is gone."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(HEADER.pack(len(data), stream, kind, 0) + data)
+        self.write(HEADER.pack(len(data), stream, kind, 0) + data)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, in order, or queue them."""
+        raise NotImplementedError
 
     def frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
         """One whole frame has arrived."""
@@ -118,54 +120,98 @@ class _UnaryStream:
 
 
 class _ServerConnection(_Frames):
-    def __init__(self, server: Server) -> None:
+    """One accepted socket. It is read and written without asyncio's transports, whose many functions would be
+    private memory in every shim, and take longer.
+    """
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
         super().__init__()
         self._server = server
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
         self._last_stream = 0
         self._calls: set[asyncio.Task[None]] = set()
         self._started = False
+        self._out = b""
+        self._closing = False
+        self._fd = sock.fileno()
+        self._loop.add_reader(self._fd, self._readable)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if not _peer_allowed(transport.get_extra_info("socket")):
-            log.warning("ttrpc: refused a connection of another user")
-            cast(asyncio.Transport, transport).abort()
+    def _readable(self) -> None:
+        try:
+            if not self._started:
+                # The first byte of a ttrpc frame is reserved and 0; HTTP/2 begins with "PRI * HTTP/2".
+                first = self._sock.recv(1, socket.MSG_PEEK)
+                if first and first[0] and self._server.other is not None:
+                    self._hand_on(self._server.other)
+                    return
+                self._started = True
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
             return
-        self._server._connections.add(self)
+        except OSError:
+            data = b""
+        if data:
+            self.feed(data)
+        else:
+            self.lost()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def _hand_on(self, other: Callable[[], asyncio.Protocol]) -> None:
+        self._loop.remove_reader(self._fd)
         self._server._forget(self)
-        self._transport = None
+        self._server._hand_on(self._loop.connect_accepted_socket(other, self._sock))
+
+    def write(self, data: bytes) -> None:
+        """Send, or queue what the socket does not take now. A client that does not read its replies may send
+        no more requests meanwhile.
+        """
+        if self._fd < 0:
+            return
+        if not self._out:
+            try:
+                data = data[self._sock.send(data, socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.lost()
+                return
+            if data:
+                self._loop.add_writer(self._fd, self._writable)
+                self._loop.remove_reader(self._fd)
+        self._out += data
+
+    def _writable(self) -> None:
+        try:
+            self._out = self._out[self._sock.send(self._out, socket.MSG_NOSIGNAL) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.lost()
+            return
+        if not self._out:
+            self._loop.remove_writer(self._fd)
+            if self._closing:
+                self.lost()
+            else:
+                self._loop.add_reader(self._fd, self._readable)
+
+    def close(self) -> None:
+        """End the connection when what is queued has been sent."""
+        self._closing = True
+        if not self._out:
+            self.lost()
+
+    def lost(self) -> None:
+        """The connection is over; the calls under way are cancelled."""
+        if self._fd < 0:
+            return
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._sock.close()
+        self._fd = -1
+        self._server._forget(self)
         for call in self._calls:
             call.cancel()
-
-    def data_received(self, data: bytes) -> None:
-        if not self._started and self._transport is not None:
-            self._started = True
-            # The first byte of a ttrpc frame is reserved and 0; HTTP/2 begins with "PRI * HTTP/2".
-            if data[0] and self._server.other is not None:
-                self._hand_on(data)
-                return
-        super().data_received(data)
-
-    def _hand_on(self, data: bytes) -> None:
-        assert self._server.other is not None
-        assert self._transport is not None
-        other = self._server.other()
-        self._server._forget(self)
-        transport, self._transport = self._transport, None
-        transport.set_protocol(other)
-        other.connection_made(transport)
-        other.data_received(data)
-
-    def pause_writing(self) -> None:
-        # A client that does not read its replies may send no more requests.
-        if self._transport is not None:
-            self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
 
     def oversized(self, stream: int, length: int) -> None:
         self.fail(
@@ -265,7 +311,8 @@ class Server:
                 if path.startswith(f"/{name}/"):
                     self._handlers[f"/{alias}/{path.rpartition('/')[2]}"] = handler
         self._connections: set[_ServerConnection] = set()
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[socket.socket] = []
+        self._handed_on: set[asyncio.Task[object]] = set()
         self._empty = asyncio.Event()
 
     def find(self, service: str, method: str) -> grpclib.const.Handler | None:
@@ -277,24 +324,52 @@ class Server:
         if not self._connections:
             self._empty.set()
 
-    def protocol(self) -> asyncio.Protocol:
-        """The protocol of one accepted connection."""
-        return _ServerConnection(self)
+    def _hand_on(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._handed_on.add(task)
+        task.add_done_callback(self._handed_on.discard)
 
     async def serve(self, sock: socket.socket) -> None:
-        """Accept connections on a bound Unix stream socket from now on."""
-        # Not create_unix_server, which from Python 3.13 on removes the path at close: the socket is the
-        # caller's.
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_server(self.protocol, sock=sock, backlog=1024))
+        """Accept connections on a bound Unix stream socket from now on; it is closed by `close`."""
+        sock.listen(1024)
+        sock.setblocking(False)
+        self._listeners.append(sock)
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                # It stays in the queue; look again in a while instead of at once.
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener.fileno())
+                loop.call_later(0.5, self._accept_again, listener)
+            return
+        self.serve_connection(sock)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    def serve_connection(self, sock: socket.socket) -> None:
+        """Serve a connected Unix stream socket, which is the server's from now on."""
+        if not _peer_allowed(sock):
+            log.warning("ttrpc: refused a connection of another user")
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._connections.add(_ServerConnection(self, sock))
 
     async def close(self, *, flush: float = 1.0) -> None:
         """Stop accepting, give queued replies `flush` seconds to leave, end all connections."""
+        loop = asyncio.get_running_loop()
         for listener in self._listeners:
+            loop.remove_reader(listener.fileno())
             listener.close()
+        self._listeners.clear()
         for connection in list(self._connections):
-            if connection._transport is not None:
-                connection._transport.close()
+            connection.close()
         if self._connections:
             self._empty.clear()
             try:
@@ -302,8 +377,7 @@ class Server:
                     await self._empty.wait()
             except TimeoutError:
                 for connection in list(self._connections):
-                    if connection._transport is not None:
-                        connection._transport.abort()
+                    connection.lost()
 
 
 def _peer_allowed(sock: socket.socket) -> bool:
@@ -315,11 +389,22 @@ def _peer_allowed(sock: socket.socket) -> bool:
 # --- client ------------------------------------------------------------
 
 
-class _ClientConnection(_Frames):
+class _ClientConnection(_Frames, asyncio.Protocol):
     def __init__(self) -> None:
         super().__init__()
+        self._transport: asyncio.Transport | None = None
         self.pending: dict[int, asyncio.Future[Response]] = {}
         self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.feed(data)
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
 
     def frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
         waiter = self.pending.pop(stream, None)

@@ -36,8 +36,7 @@ class Spec:
 def read_spec(bundle: str) -> Spec:
     """Read config.json; InvalidArgument when it is missing, malformed or holds wrong annotations."""
     try:
-        with open(f"{bundle}/config.json", "rb") as file:
-            document = json.loads(file.read())
+        document = json.loads(read_file(f"{bundle}/config.json").decode())
     except OSError as error:
         raise errdefs.InvalidArgument(f"config.json: {error.strerror}") from error
     except ValueError as error:
@@ -93,10 +92,21 @@ def write_state(bundle: str, state: TaskState) -> None:
 def read_state(bundle: str) -> TaskState | None:
     """shim.json, or None when it is missing or malformed."""
     try:
-        with open(f"{bundle}/shim.json", "rb") as file:
-            return TaskState(**json.loads(file.read()))
+        return TaskState(**json.loads(read_file(f"{bundle}/shim.json").decode()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def read_file(path: str) -> bytes:
+    """The contents of a file, by system calls alone; OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = b""
+        while chunk := os.read(fd, 1 << 20):
+            data += chunk
+        return data
+    finally:
+        os.close(fd)
 
 
 def write_file(path: str, text: str) -> None:

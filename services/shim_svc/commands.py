@@ -30,6 +30,7 @@ from shim_svc.process import check_identifier
 from shim_svc.reaper import Reaper
 from shim_svc.runtime import Runtime
 from shim_svc.shim import ShimOptions, answers, bind
+from shim_svc.signals import on_signals
 from shim_svc.title import set_title
 from shim_svc.warmth import warm
 
@@ -153,7 +154,7 @@ async def _delete(bundle: Path, namespace: str, container: str) -> DeleteRespons
     _end_shim(bundle, container)
     state = read_state(str(bundle))
     reaper = Reaper()
-    reaper.start()
+    on_signals({signal.SIGCHLD: reaper.reap})
     status, exited_at = _KILLED, time.time_ns()
     pid = state.pid if state is not None else 0
     try:

@@ -33,7 +33,7 @@ from pb.containerd.task.v2 import CreateTaskRequest, ExecProcessRequest
 
 from shim_svc import exit_record, mounts
 from shim_svc.attach import Attachments
-from shim_svc.bundle import Spec, TaskState, read_spec, remove_file, write_file, write_state
+from shim_svc.bundle import Spec, TaskState, read_file, read_spec, remove_file, write_file, write_state
 from shim_svc.exit_record import ExitRecord
 from shim_svc.facts import Facts
 from shim_svc.logs import JsonFileLog
@@ -165,7 +165,7 @@ class Container:
         init.io = self._make_io(init)
         undo.callback(init.io.close)
         pid_file = f"{self.bundle}/init.pid"
-        with self._reaper.hold():
+        with self._reaper:
             stdio, console = init.io.open()
             self._made = True
             await self._runtime.create(
@@ -307,7 +307,7 @@ class Container:
         process.become(Status.STARTING)
         process.io = self._make_io(process)
         pid_file = self._exec_file(process, "pid")
-        with self._reaper.hold():
+        with self._reaper:
             try:
                 stdio, console = process.io.open()
                 await self._runtime.exec(
@@ -572,7 +572,6 @@ def _need(attachments: Attachments | None) -> Attachments:
 
 def _read_pid(path: str) -> int:
     try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read())
+        return int(read_file(path))
     except (OSError, ValueError) as error:
         raise errdefs.Internal(f"failed to retrieve OCI runtime container pid: {error}") from error

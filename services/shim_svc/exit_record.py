@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from linux.crashpoints import crashpoint
 
+from shim_svc.bundle import read_file
+
 NAME = "exit.json"
 _NEW = NAME + ".new"
 
@@ -64,8 +66,7 @@ def read(folder: str) -> ExitRecord | None:
     found: list[ExitRecord] = []
     for name in (NAME, _NEW):
         try:
-            with open(f"{folder}/{name}", "rb") as file:
-                found.append(ExitRecord(**json.loads(file.read())))
+            found.append(ExitRecord(**json.loads(read_file(f"{folder}/{name}").decode())))
         except (OSError, ValueError, TypeError):
             continue  # absent, or cut off by the crash that the other one survived
     return max(found, key=lambda record: record.run, default=None)

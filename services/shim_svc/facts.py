@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import secrets
+import os
 import time
 
 from betterproto2 import Message
@@ -22,7 +22,7 @@ class Facts(FactsBase):
     """The facts of one shim process; serves `Next` and hands every new fact to whoever waits."""
 
     def __init__(self) -> None:
-        self.epoch = secrets.token_hex(8)
+        self.epoch = os.urandom(8).hex()
         self._facts: list[Fact] = []
         self._last = 0
         self._last_us = 0

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from runc_bin.libcontainer.cgroups.oom import OomEvents, watch_v1, watch_v2
 
+from shim_svc.bundle import read_file
+
 log = logging.getLogger(__name__)
 
 _ROOT = "/sys/fs/cgroup"
@@ -17,8 +19,8 @@ _ROOT = "/sys/fs/cgroup"
 def watch(pid: int) -> OomEvents | None:
     """Events of the memory cgroup that process `pid` is in; None where there is none of its own."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            lines = [line.rstrip("\n").split(":", 2) for line in file]
+        text = os.fsdecode(read_file(f"/proc/{pid}/cgroup"))
+        lines = [line.split(":", 2) for line in text.splitlines()]
         for _, controllers, path in lines:
             if "memory" in controllers.split(",") and path != "/":
                 return watch_v1(f"{_ROOT}/memory{path}")

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -33,17 +31,15 @@ def exit_status(wait_status: int) -> int:
 
 
 class Reaper:
-    """Waits for all children of this process; needs a running event loop, in the main thread."""
+    """Waits for all children of this process; needs a running event loop, in the main thread.
+
+    As a context manager it keeps what has ended before it is watched.
+    """
 
     def __init__(self) -> None:
         self._watched: dict[int, Callable[[Exit], None]] = {}
         self._early: dict[int, Exit] = {}
         self._holds = 0
-
-    def start(self) -> None:
-        """Begin; children that ended before are waited for at once."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
-        self._reap()
 
     def watch(self, pid: int, callback: Callable[[Exit], None]) -> None:
         """Call back once when `pid` has ended: at once when that is known already."""
@@ -57,16 +53,14 @@ class Reaper:
         """Whether `pid` is a watched process that has not been waited for, so that its number is its own."""
         return pid in self._watched
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Keep exits of processes that nobody watches yet until all holders are done."""
         self._holds += 1
-        try:
-            yield
-        finally:
-            self._holds -= 1
-            if not self._holds:
-                self._early.clear()
+
+    def __exit__(self, *error: object) -> None:
+        self._holds -= 1
+        if not self._holds:
+            self._early.clear()
 
     def exit_of(self, pid: int) -> asyncio.Future[Exit]:
         """The coming exit of a child, asked for without giving up control after its fork, or within
@@ -81,7 +75,8 @@ class Reaper:
         self.watch(pid, done)
         return future
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Wait for all children that have ended; to be called at the start, and at each SIGCHLD."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

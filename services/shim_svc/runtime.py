@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import errdefs
 from linux.syscalls import PR_SET_PDEATHSIG, prctl
@@ -74,36 +73,36 @@ class Runtime:
         Errors: Internal with the runtime's own message; DeadlineExceeded after `timeout` seconds, when the
         runtime is killed.
         """
-        with ExitStack() as opened:
-            output = -1
-            if stdio is None:
-                output = os.memfd_create("runtime-output", os.MFD_CLOEXEC)
-                opened.callback(os.close, output)
-                source = _readable(stdin)
-                opened.callback(os.close, source)
-                stdio = (source, output, output)
+        output = source = -1
+        if stdio is None:
+            output, source = os.memfd_create("runtime-output", os.MFD_CLOEXEC), _readable(stdin)
+            stdio = (source, output, output)
+        try:
             before = self._log_size()
             arguments = [*self._options, *words]
             pid = fork_child(lambda: self._child(arguments), stdio=stdio)
             ended = self._reaper.exit_of(pid)
-            try:
-                async with asyncio.timeout(timeout):
-                    exit_ = await asyncio.shield(ended)
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is the child's
-                await ended
+            # Until it is waited for, the number is the child's.
+            timer = asyncio.get_running_loop().call_later(timeout, os.kill, pid, signal.SIGKILL)
+            exit_ = await ended
+            if timer.when() <= asyncio.get_running_loop().time():
                 raise errdefs.DeadlineExceeded(
                     f"{failure}: {self.binary} {words[0]} did not end in {timeout:g} s"
-                ) from None
+                )
+            timer.cancel()
             printed = os.pread(output, 16 << 20, 0).decode(errors="replace") if output >= 0 else ""
-            if exit_.status:
-                message = self._last_error(before)
-                if not message:
-                    message = f"{self.binary} did not terminate successfully: exit status {exit_.status}"
-                    if printed.strip():
-                        message += f": {printed.strip()}"
-                raise errdefs.Internal(f"{failure}: {message}")
-            return printed
+        finally:
+            if output >= 0:
+                os.close(output)
+                os.close(source)
+        if exit_.status:
+            message = self._last_error(before)
+            if not message:
+                message = f"{self.binary} did not terminate successfully: exit status {exit_.status}"
+                if printed.strip():
+                    message += f": {printed.strip()}"
+            raise errdefs.Internal(f"{failure}: {message}")
+        return printed
 
     def _child(self, arguments: list[str]) -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

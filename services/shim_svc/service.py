@@ -135,9 +135,10 @@ class TaskService(TaskBase):
             raise errdefs.InvalidArgument(f"this shim serves container {self._id!r}, not {message.id!r}")
         if self.container is not None:
             raise errdefs.AlreadyExists(f"task {message.id}: already exists")
-        here = os.getcwd()
-        if not os.path.isabs(message.bundle) or os.path.realpath(message.bundle) != here:
-            raise errdefs.InvalidArgument(f"this shim serves the bundle {here}, not {message.bundle!r}")
+        if not message.bundle.startswith("/") or not _is_here(message.bundle):
+            raise errdefs.InvalidArgument(
+                f"this shim serves the bundle {os.getcwd()}, not {message.bundle!r}"
+            )
         container = Container(
             message,
             namespace=self._namespace,
@@ -302,6 +303,15 @@ class TaskService(TaskBase):
         if self.container is None:
             self._shutdown()
         return Empty()
+
+
+def _is_here(path: str) -> bool:
+    """Whether the path names the working directory."""
+    try:
+        there, here = os.stat(path), os.stat(".")
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 class BothVersions:

@@ -26,6 +26,7 @@ from shim_svc.ports import Ports
 from shim_svc.publish import publish
 from shim_svc.reaper import Reaper
 from shim_svc.service import V2, V3, BothVersions, TaskService
+from shim_svc.signals import ignore_signals, on_signals
 from shim_svc.title import set_title
 
 log = logging.getLogger(__name__)
@@ -154,9 +155,8 @@ class Shim:
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until Shutdown, or SIGTERM without a task."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._terminate)
-        self._reaper.start()
+        on_signals({signal.SIGTERM: self._terminate, signal.SIGCHLD: self._reaper.reap})
+        self._reaper.reap()
         server = ttrpc.Server([self._service, self._facts], aliases={V3: V2}, other=self._grpc_protocol)
         await server.serve(listener)
         publisher = None
@@ -191,9 +191,7 @@ def run_shim(
     set_title(f"{words} -address {options.containerd}" if options.containerd else words, "shim-svc")
     os.chdir(options.bundle)
     os.umask(0o022)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_signals()
     journal.identifier = f"shim[{options.id[:12]}]"
     if options.debug:
         logging.getLogger().setLevel(logging.DEBUG)

@@ -128,7 +128,9 @@ async def _end_task(client: ttrpc.Client, ending: Ending) -> None:
 
 
 async def stop_all(state: str) -> int:
-    """End everything below the state folder side by side, then flush to disk. Returns how many did not end."""
+    """End everything below the state folder side by side, then flush to disk. Returns how many did not
+    end.
+    """
     found = list(endings(state))
     results = await asyncio.gather(*(end(ending) for ending in found), return_exceptions=True)
     failed = 0
@@ -145,7 +147,9 @@ async def stop_all(state: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 1 when some container is left."""
-    parser = argparse.ArgumentParser(prog="shim_svc.stop_all", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="shim_svc.stop_all", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--state", required=True, help="folder of the bundles")
     arguments = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")

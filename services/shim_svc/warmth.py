@@ -54,8 +54,7 @@ async def _warm_server() -> None:
         shutdown=lambda: None,
     )
     server = ttrpc.Server([service, Facts()], aliases={V3: V2})
-    loop = asyncio.get_running_loop()
-    await loop.connect_accepted_socket(server.protocol, theirs)
+    server.serve_connection(theirs)
     client = await ttrpc.Client.over(ours)
     await client.call(V2, "Connect", task.ConnectRequest(id="warm"), task.ConnectResponse)
     with contextlib.suppress(errdefs.NotFound):
@@ -65,7 +64,7 @@ async def _warm_server() -> None:
 
 
 _fillers: list[bytes] = []
-_FILL = 128 * 1024  # bytes for each size of object
+_FILL = 64 * 1024  # bytes for each size of object
 _SMALL = 512  # bytes; larger ones are not Python's own to place (Objects/obmalloc.c)
 _OVERHEAD = sys.getsizeof(b"")
 
