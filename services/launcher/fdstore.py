@@ -47,7 +47,7 @@ class FdStore:
     def add(self, fd: int, name: str, *, poll: bool = True) -> str:
         """Take `fd`, which is ours from now on.
 
-        Returns why it is not kept, empty when it is (or was already).
+        Returns why it is not kept, empty when it is, or was already: under whatever name, as systemd has it.
         """
         found = os.fstat(fd)
         file = (found.st_dev, found.st_ino)
@@ -56,7 +56,7 @@ class FdStore:
             refusal = f"the store holds its most, {self._limit}"
         elif self._name_bytes + len(name) + 1 > _MOST_NAME_BYTES:
             refusal = "the names of the store would not fit into the environment of a process"
-        if refusal or file in self._by_name.get(name, {}):
+        if refusal or any(file in same for same in self._by_name.values()):
             os.close(fd)
             return refusal
         watched = False

@@ -185,7 +185,7 @@ class Supervisor:
 
 
 def hold(layout: Layout) -> int:
-    """Become the only supervisor of the folder; returns the locked descriptor. Refuses with the holder's pid."""
+    """Become the folder's only supervisor; returns the locked descriptor. Refuses with the holder's pid."""
     fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
