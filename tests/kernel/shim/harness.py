@@ -380,6 +380,23 @@ class Place:
                 stderr=log,
             )
 
+    def spawn_with_listener(self, listener: socket.socket, environ: dict[str, str]) -> None:
+        """Start the nursery as systemd does: the socket is descriptor 3, and LISTEN_PID its own number."""
+        words = ["nursery", "--address", str(self.nursery_path), "--sockets", str(self.sockets)]
+        more = ["--runtime-root", str(self.runtime_root)]
+        script = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
+            "os.execv(sys.argv[2], sys.argv[2:])"
+        )
+        with self.stderr.open("ab") as log:
+            self.nursery = subprocess.Popen(
+                [PYTHON, "-c", script, str(listener.fileno()), PYTHON, "-m", "shim_svc", *words, *more],
+                env={**os.environ, **environ},
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+            )
+
     def start_nursery(self, **environ: str) -> None:
         self._spawn(environ)
         deadline = time.monotonic() + 20

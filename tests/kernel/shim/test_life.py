@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ from pb.containerd.events import TaskExit
 from pb.containerd.task import v2 as task
 from pb.containerd.types import Mount
 from pb.containerd.v1.types import Status
+from pb.google.protobuf import Any as PbAny
 
-from tests.kernel.shim.harness import Box, Place, gone, make_rootfs, read_all, unframe, until
+from tests.kernel.shim.harness import Box, Place, a_place, gone, make_rootfs, read_all, unframe, until
 
 pytestmark = pytest.mark.root
 
@@ -449,3 +453,46 @@ async def test_what_is_not_built_says_so(box: Box, method: str) -> None:
         await box.call(
             method, getattr(task, {"Stats": "StatsRequest"}.get(method, "CheckpointTaskRequest"))()
         )
+
+
+async def test_limits_are_changed(box: Box) -> None:
+    box.write(["sh", "-c", "read x"], resources={"pids": {"limit": 50}})
+    await box.shim()
+    await box.create(stdin=True)
+    pid = await box.start()
+    resources = PbAny(type_url="types.containerd.io/x", value=json.dumps({"pids": {"limit": 70}}).encode())
+    await box.call("Update", task.UpdateTaskRequest(id=box.id, resources=resources))
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    paths = [line.split(":", 2)[2] for line in lines if "pids" in line.split(":")[1]]
+    folder = f"/sys/fs/cgroup/pids{paths[0]}" if paths else f"/sys/fs/cgroup{lines[-1].split('::')[1]}"
+    assert Path(f"{folder}/pids.max").read_text().strip() == "70"
+
+
+async def test_a_service_manager_passes_the_socket_and_is_told(tmp_path: Path) -> None:
+    """sd_listen_fds(3) and sd_notify(3), through the executions that the nursery begins with."""
+    with a_place() as place, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place.nursery_path))
+            listener.listen()
+            environ = {
+                "LISTEN_FDS": "1",
+                "LISTEN_FDNAMES": "shim.sock",
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                "WATCHDOG_USEC": "300000",
+            }
+            place.spawn_with_listener(listener, environ)
+        told = [await asyncio.to_thread(manager.recv, 100) for _ in range(3)]
+        assert b"READY=1" in told
+        assert told.count(b"WATCHDOG=1") == 2
+        box = Box(place, uuid.uuid4().hex * 2)
+        assert await box.run(["true"]) == 0
+        await box.clean()
+        place.stop_nursery()
+        manager.setblocking(False)
+        last = b""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                last = manager.recv(100)
+        assert last == b"STOPPING=1"
