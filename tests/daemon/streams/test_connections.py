@@ -252,9 +252,10 @@ def test_client_that_leaves_a_waiting_reply_is_noticed(api: Api) -> None:
     run = api.layout.run
     connection = api.http()
     connection.request("GET", "/hold")
-    connection.getresponse()
+    response = connection.getresponse()  # it holds the socket
     until(lambda: bool(list(run.glob("held-*"))))
     api.kill()
+    response.close()
     connection.close()
     until(lambda: bool(list(run.glob("gone-*"))) or not _streams(api))
     for path in run.glob("gone-*"):
