@@ -35,6 +35,7 @@ _OPTIONS: tuple[tuple[str, str, str, Any, str], ...] = (
     ("--init", "init", "bool", False, "run an init in every container"),
     ("--init-path", "init-path", "str", "", "the init binary"),
     ("--cgroup-parent", "cgroup-parent", "str", "", "parent cgroup of containers"),
+    ("--default-cgroup-parent", "default-cgroup-parent", "str", "", "the same, where nothing else says it"),
     ("--default-runtime", "default-runtime", "str", "runc", "runtime of containers that name none"),
     ("--default-shm-size", "default-shm-size", "size", 64 << 20, "size of /dev/shm"),
     ("--default-cgroupns-mode", "default-cgroupns-mode", "str", "", "host or private"),
@@ -88,7 +89,7 @@ class Config:
     @property
     def cgroup_parent(self) -> str:
         """docs/contracts.md, Places."""
-        given = str(self.values["cgroup-parent"])
+        given = str(self.values["cgroup-parent"] or self.values["default-cgroup-parent"])
         instance = self.values["instance"]
         return given or (f"/buoy-{instance}" if instance else "/docker")
 

@@ -1,10 +1,13 @@
 """Removes everything of one engine from the host.
 
+    python -m launcher.purge --installed    what the units' engine left, but for its programs
+
 Works from the kernel's and the folder's facts, with no service alive.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,7 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from linux.mounts import MNT_DETACH, mount_table
@@ -29,6 +33,29 @@ _END_TIMEOUT = 20.0
 _NETWORK_TIMEOUT = 60.0
 
 
+@dataclass(frozen=True)
+class Traces:
+    """Where an engine leaves something. `run` holds bundles and runtime states; `cgroup` is the parent of its
+    containers' cgroups, without the leading slash.
+    """
+
+    run: Path
+    folders: tuple[Path, ...]
+    exec_root: Path
+    instance: str
+    cgroup: str
+
+
+#: As the units have it (docs/contracts.md, Places).
+INSTALLED = Traces(
+    run=Path("/run/buoy"),
+    folders=(Path("/run/buoy"), Path("/var/lib/buoy")),
+    exec_root=Path("/run/buoy/docker"),
+    instance="",
+    cgroup="system.slice/buoy-containers.scope",
+)
+
+
 def purge(layout: Layout) -> None:
     """Stop the services, kill the containers, remove network, mounts, cgroups and the folder.
 
@@ -37,25 +64,33 @@ def purge(layout: Layout) -> None:
     if not layout.state.exists():
         return
     commands.down(layout)
-    _kill_containers(layout)
-    _remove_network(layout)
-    _unmount(layout.state)
-    _remove_cgroups(layout)
-    _remove_folder(layout.state)
+    cgroup = f"buoy-{layout.instance}"
+    remove(Traces(layout.run, (layout.state,), layout.exec_root, layout.instance, cgroup))
 
 
-def _kill_containers(layout: Layout) -> None:
+def remove(traces: Traces) -> None:
+    """Remove what an engine without services has left. Refused when something does not go."""
+    _kill_containers(traces)
+    _remove_network(traces)
+    for folder in traces.folders:
+        _unmount_below(folder)
+    _remove_cgroups(traces)
+    for folder in traces.folders:
+        _remove_folder(folder)
+
+
+def _kill_containers(traces: Traces) -> None:
     """Containers' processes first, so that no shim sees a sibling's end as news; then the shims."""
     held: dict[int, int] = {}
-    for pid in _container_pids(layout):
+    for pid in _container_pids(traces):
         _hold(pid, held)
     _kill(held)
-    for pid in _shim_pids(layout):
+    for pid in _shim_pids(traces):
         _hold(pid, held)
     _kill(held)
     # What was forked meanwhile is in the cgroups.
     deadline = time.monotonic() + _END_TIMEOUT
-    while left := [pid for group in _cgroups(layout) for pid in _members(group)]:
+    while left := [pid for group in _cgroups(traces) for pid in _members(group)]:
         for pid in left:
             _hold(pid, held)
         _kill(held)
@@ -63,12 +98,12 @@ def _kill_containers(layout: Layout) -> None:
             raise Refused(f"processes do not end: {' '.join(map(str, left))}")
 
 
-def _container_pids(layout: Layout) -> Iterator[int]:
-    for group in _cgroups(layout):
+def _container_pids(traces: Traces) -> Iterator[int]:
+    for group in _cgroups(traces):
         _thaw(group)
         yield from _members(group)
     # A container may live in a cgroup of the user's choice (--cgroup-parent); its runtime state names it.
-    for state in layout.run.glob("runc/*/*/state.json"):
+    for state in traces.run.glob("runc/*/*/state.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(state.read_text())
             pid = int(found["init_process_pid"])
@@ -76,9 +111,9 @@ def _container_pids(layout: Layout) -> Iterator[int]:
                 yield pid
 
 
-def _shim_pids(layout: Layout) -> Iterator[int]:
+def _shim_pids(traces: Traces) -> Iterator[int]:
     """Pids that bundles name, where the process is still that shim: its command line names the container."""
-    for path in layout.run.glob("containerd/*/*/shim.pid"):
+    for path in traces.run.glob("containerd/*/*/shim.pid"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(path.read_text())
             if path.parent.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -108,12 +143,12 @@ def _kill(held: dict[int, int]) -> None:
             raise Refused(f"processes do not end: {' '.join(map(str, held.values()))}")
 
 
-def _cgroups(layout: Layout) -> list[Path]:
+def _cgroups(traces: Traces) -> list[Path]:
     """Every cgroup of the instance in every hierarchy that is mounted, children before parents."""
     found = []
     for mount in mount_table():
         if mount.fstype in ("cgroup", "cgroup2"):
-            top = Path(mount.target) / f"buoy-{layout.instance}"
+            top = Path(mount.target) / traces.cgroup
             found += [Path(folder) for folder, _, _ in os.walk(top, topdown=False)]
     return found
 
@@ -132,9 +167,9 @@ def _thaw(group: Path) -> None:
             (group / "freezer.state").write_text("THAWED")
 
 
-def _remove_network(layout: Layout) -> None:
+def _remove_network(traces: Traces) -> None:
     command = [sys.executable, "-P", "-m", "dockerd_api.network.purge"]
-    command += ["--instance", layout.instance, "--exec-root", str(layout.exec_root)]
+    command += ["--instance", traces.instance, "--exec-root", str(traces.exec_root)]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_NETWORK_TIMEOUT
@@ -145,18 +180,20 @@ def _remove_network(layout: Layout) -> None:
         raise Refused(f"the network cannot be removed: {done.stderr.strip()}")
 
 
-def _unmount(folder: Path) -> None:
-    """Detach every mount at or below the folder, the last mounted first."""
-    inside = os.fspath(folder)
+def _unmount_below(folder: Path) -> None:
+    """Detach every mount below the folder, the last mounted first. The folder itself may be a disk of its
+    own.
+    """
+    inside = os.fspath(folder) + "/"
     for mount in reversed(mount_table()):
-        if mount.target == inside or mount.target.startswith(inside + "/"):
+        if mount.target.startswith(inside):
             with contextlib.suppress(FileNotFoundError):
                 umount2(mount.target.removesuffix("//deleted"), MNT_DETACH)
 
 
-def _remove_cgroups(layout: Layout) -> None:
+def _remove_cgroups(traces: Traces) -> None:
     deadline = time.monotonic() + _END_TIMEOUT
-    while groups := _cgroups(layout):
+    while groups := _cgroups(traces):
         for group in groups:
             with contextlib.suppress(OSError):
                 group.rmdir()
@@ -165,8 +202,31 @@ def _remove_cgroups(layout: Layout) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    inside = os.fspath(folder)
-    still = [m.target for m in mount_table() if m.target == inside or m.target.startswith(inside + "/")]
+    if not folder.exists():
+        return
+    inside = os.fspath(folder) + "/"
+    still = [mount.target for mount in mount_table() if mount.target.startswith(inside)]
     if still:
         raise Refused(f"{still[0]} is still mounted; nothing was deleted")
+    if os.path.ismount(folder):
+        for entry in os.scandir(folder):
+            shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+        return
     shutil.rmtree(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="launcher.purge")
+    parser.add_argument("--installed", action="store_true", required=True, help="the engine of the units")
+    parser.parse_args(argv)
+    try:
+        remove(INSTALLED)
+    except Refused as refused:
+        print(f"purge: {refused}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -94,10 +95,8 @@ async def end(ending: Ending) -> None:
     """End one container and its shim. errdefs.BuoyError when its shim does not do as it is asked."""
     client = await ttrpc.Client.connect(ending.address, timeout=_CALL)
     try:
-        try:
+        with contextlib.suppress(errdefs.NotFound):  # between two tasks
             await _end_task(client, ending)
-        except errdefs.NotFound:
-            pass  # between two tasks
         # The shim is between the container and its files: without a task it can go, and lets go of them.
         await client.call(V2, "Shutdown", ShutdownRequest(id=ending.id), Empty, timeout=_CALL)
     finally:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dockerd_api.engine import merge, validate
+from dockerd_api.engine import merge, signals, validate
 from dockerd_api.engine.model import Container
 from dockerd_api.engine.mounts import Mount
 from dockerd_api.engine.users import User
@@ -329,6 +329,9 @@ def _annotations(record: Container, around: Surroundings) -> dict[str, str]:
     host = record.host_config
     found = dict(host["Annotations"] or {})
     found["dev.buoy.container-dir"] = around.container_dir
+    found["dev.buoy.stop.signal"] = str(signals.stop_signal(record.config))
+    if record.config.get("StopTimeout") is not None:
+        found["dev.buoy.stop.timeout"] = str(record.config["StopTimeout"])
     found["dev.buoy.log.driver"] = record.log_driver
     if record.log_driver == "json-file":
         size, count = validate.log_limits(host["LogConfig"]["Config"])
