@@ -357,6 +357,7 @@ class _Http(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = cycle.disconnected = True
         leading, self._leading = self._leading, b""
         slot, self._slot = self._slot, NO_SLOT
+        self._slots.taken(slot)
         self.transport.abort()
         return Taken(sock, leading, lambda: self._slots.release(slot), self._slots.name(slot))
 

@@ -35,8 +35,9 @@ LONGEST_REQUEST = _SLOT - _REQUEST
 #: A request that has ended so many processes is not served again.
 _MOST_AGAIN = 3
 #: ASKED: a request was read that can be served again, and no byte of its reply was written. BUSY: any other
-#: request is under way. ANSWERED: the end of the reply is being written.
-_FREE, _IDLE, _BUSY, _ANSWERED, _ASKED = range(5)
+#: request is under way. ANSWERED: the end of the reply is being written. TAKEN: a stream has the connection,
+#: or had it and gave it to a shim.
+_FREE, _IDLE, _BUSY, _ANSWERED, _ASKED, _TAKEN = range(6)
 #: For a connection that the manager does not keep.
 NO_SLOT = -1
 
@@ -99,6 +100,11 @@ class Connections:
         if slot >= 0:
             self._state[slot * _SLOT] = _IDLE
 
+    def taken(self, slot: int) -> None:
+        """To be called when the connection is no longer HTTP's."""
+        if slot >= 0:
+            self._state[slot * _SLOT] = _TAKEN
+
     @staticmethod
     def name(slot: int) -> str:
         """What the manager knows the connection by, "" when it does not."""
@@ -143,6 +149,8 @@ class Connections:
                 if keep is None and self._goes_on(slot):
                     keep = sock
                     continue
+                if slot != NO_SLOT and self._state[slot * _SLOT] == _TAKEN:
+                    continue  # Its stream has ended; a shim may be serving the client, so only our copy goes.
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
             for sock in sockets:

@@ -164,13 +164,14 @@ class ReplyStream:
         if self._writing:
             asyncio.get_running_loop().remove_writer(self._sock.fileno())
             self._writing = False
-        self._streams.closed(self._name, self._sock)
-        if self._released is not None:
-            self._released()
         if end:
             # The manager holds a copy of the socket: closing ours would not be seen.
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
+        self._streams.closed(self._name, self._sock)
+        crashpoint("streams.forgotten")
+        if self._released is not None:
+            self._released()
         self._sock.close()
         self._file.close()
 
