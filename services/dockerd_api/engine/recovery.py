@@ -13,9 +13,9 @@ import shutil
 
 import errdefs
 
-from dockerd_api.engine import exits, restarts
+from dockerd_api.engine import exits, failure, restarts
 from dockerd_api.engine.engine import Engine
-from dockerd_api.engine.model import Container, Phase, now_rfc3339
+from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
 from dockerd_api.engine.release import release
 from dockerd_api.engine.removal import forget, remove_exited
 from dockerd_api.engine.starting import network_settings, start
@@ -107,10 +107,15 @@ async def _starting(engine: Engine, record: Container) -> None:
         await engine.publish(running, "start")
         return
     await release(engine, record)
-    undone = record.with_state(
-        phase=record.state.before, error="the engine ended while it started the container"
-    )
-    await engine.store.put(dataclasses.replace(undone, cleanup_due=False), durable=False)
+    error = "the engine ended while it started the container"
+    undone = record.with_state(phase=record.state.before, exit_code=failure.UNKNOWN, error=error)
+    undone = dataclasses.replace(undone, cleanup_due=False)
+    await engine.store.put(undone, durable=False)
+    # As after every start that fails: a client that waits is not left waiting.
+    engine.containers.abandon_attaches(record.id)
+    await engine.containers.exited(record.id, WaitOutcome(failure.UNKNOWN, error))
+    if undone.auto_remove:
+        await remove_exited(engine, undone)
 
 
 async def _again(engine: Engine, container_ids: list[str]) -> None:
