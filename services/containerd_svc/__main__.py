@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import errdefs
+import uvloop
 from rpc import service_manager
 
 from containerd_svc.daemon import Settings, serve
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         listener = service_manager.listening_socket(passed, "containerd.sock", settings.address)
         listener.setblocking(False)
         settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        asyncio.run(_run(settings, listener))
+        uvloop.run(_run(settings, listener))
     except errdefs.BuoyError as error:
         print(f"containerd-svc: {error.message}", file=sys.stderr)
         return 1
