@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _KILLED = 137
 _LOST = 255  # as Docker says of a container whose end nobody saw
 _TOKEN = 300.0
+_FIRST_RETRY, _LAST_RETRY = 0.1, 10.0  # seconds between tries of a clean-up
 
 
 async def exited(
@@ -182,14 +183,36 @@ async def _finish(engine: Engine, ended: Container, cursor: int | None, *, died:
 
 
 async def clean_up(engine: Engine, stopped: Container) -> None:
-    """Gives back what a stopped container held, under its token, and removes it when it was run with --rm."""
+    """Gives back what a stopped container held, under its token, and removes it when it was run with --rm.
+
+    What does not work now is tried again in the background.
+    """
+    if not await _clean_up(engine, stopped):
+        engine.spawn(_clean_up_later(engine, stopped.id))
+
+
+async def _clean_up(engine: Engine, stopped: Container) -> bool:
     if not await release_and_log(engine, stopped, kill=False):
-        return
+        return False
     crashpoint("engine.exit.released")
     if stopped.auto_remove and stopped.id not in engine.kept:
         await remove_exited(engine, stopped)
-        return
-    await engine.store.put(dataclasses.replace(stopped, cleanup_due=False), durable=False)
+    else:
+        await engine.store.put(dataclasses.replace(stopped, cleanup_due=False), durable=False)
+    return True
+
+
+async def _clean_up_later(engine: Engine, container_id: str) -> None:
+    wait = _FIRST_RETRY
+    while True:
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, _LAST_RETRY)
+        async with engine.tokens.hold(container_id, timeout=_TOKEN):
+            record = engine.store.get(container_id)
+            if record is None or record.state.phase is not Phase.EXITED or not record.cleanup_due:
+                return
+            if await _clean_up(engine, record):
+                return
 
 
 async def _publish_die(engine: Engine, record: Container) -> None:
