@@ -13,6 +13,15 @@ from pathlib import Path
 
 from tests.support.debian import REPO, debian_root, wheels
 
+# On a cgroup v1 host nspawn hands the controllers in read-only.
+WRITABLE = """[Unit]
+DefaultDependencies=no
+Before=sysinit.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'for c in /sys/fs/cgroup /sys/fs/cgroup/*/; do mount -o remount,bind,rw $c; done; true'
+"""
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -31,14 +40,22 @@ class Machine:
         self._leader = 0
         self.source = self._folder / "source"
 
-    def boot(self) -> None:
-        """Build what is missing, boot, and return when systemd has started everything."""
-        base, wheelhouse = debian_root(), wheels()
+    def make(self) -> None:
+        """Lay out the files; what is missing in the cache is built."""
+        base, self._wheels = debian_root(), wheels()
         for name in ("root", "upper", "work", "data", "run"):
             (self._folder / name).mkdir()
         self.copy_source(self.source)
         layers = f"lowerdir={base},upperdir={self._folder}/upper,workdir={self._folder}/work"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
+        units = self.root / "etc/systemd/system"
+        (units / "cgroups-writable.service").write_text(WRITABLE)
+        (units / "sysinit.target.wants").mkdir(exist_ok=True)
+        (units / "sysinit.target.wants/cgroups-writable.service").symlink_to("../cgroups-writable.service")
+
+    def boot(self) -> None:
+        """Boot, the first time or again, and return when systemd has started everything."""
+        self._leader = 0
         docker = shutil.which("docker") or str(REPO / ".venv/bin/docker")
         log = open(self._folder / "console.log", "wb")  # noqa: SIM115 - the booted system writes to it
         self._nspawn = subprocess.Popen(
@@ -48,7 +65,7 @@ class Machine:
                 *("--capability=all", "--system-call-filter=@known", "--console=pipe"),
                 f"--bind={self._folder}/data:/var/lib/buoy",
                 f"--bind-ro={self._folder}/source:/source",
-                f"--bind-ro={wheelhouse}:/wheels",
+                f"--bind-ro={self._wheels}:/wheels",
                 f"--bind-ro={docker}:/usr/local/bin/docker",
             ],
             env={**os.environ, "SYSTEMD_SECCOMP": "0"},
@@ -67,13 +84,15 @@ class Machine:
             time.sleep(0.1)
         else:
             raise RuntimeError(f"the machine did not boot: {self.console()}")
-        # On a cgroup v1 host nspawn hands the controllers in read-only.
-        self.run(
-            "sh",
-            "-c",
-            "mount -o remount,bind,rw /sys/fs/cgroup; "
-            "for c in /sys/fs/cgroup/*/; do mount -o remount,bind,rw $c; done; true",
-        )
+
+    def power_off(self) -> None:
+        """Shut down as `poweroff` does, and return when nothing runs any more."""
+        assert self._nspawn is not None
+        self.run("systemctl", "poweroff", "--no-block")
+        try:
+            self._nspawn.wait(120)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the machine does not go down: {self.console()}") from None
 
     def _find_leader(self) -> bool:
         assert self._nspawn is not None
@@ -130,6 +149,11 @@ class Machine:
         return self.run(
             "journalctl", "--no-pager", "-n80", "-o", "short-monotonic", *units, check=False
         ).stdout
+
+    def journal_of_last_boot(self) -> str:
+        """What the units of containers said before the last power-off."""
+        command = ("journalctl", "--no-pager", "-b-1", "-u", "buoy-containers.service", "-o", "cat")
+        return self.run(*command, check=False).stdout
 
     def console(self) -> str:
         return (self._folder / "console.log").read_text(errors="replace")[-3000:]

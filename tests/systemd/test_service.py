@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -66,18 +69,53 @@ def printer(machine: Machine) -> Iterator[Running]:
     machine.run("docker", "rm", "-f", id, check=False)
 
 
+class Prober:
+    """Asks the published port until `stop`: no answer may be missing, late or wrong."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        machine.run("rm", "-f", "/run/prober.stop")
+        machine.wait_until("the page", "curl", "-sf", "http://127.0.0.1:8080/")
+        self._process = machine.start("python3", "-c", PROBER, stdout=subprocess.PIPE)
+
+    def stop(self) -> None:
+        self._machine.run("touch", "/run/prober.stop")
+        printed, _ = self._process.communicate(timeout=30)
+        asked, failed = printed.split(" ", 1)
+        assert int(asked) > 10
+        assert failed.strip() == "[]"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 @pytest.fixture
-def prober(machine: Machine, printer: Running) -> Iterator[None]:
-    """Asks the published port all through the test: no answer may be missing, late or wrong."""
-    machine.run("rm", "-f", "/run/prober.stop")
-    machine.wait_until("the page", "curl", "-sf", "http://127.0.0.1:8080/")
-    process = machine.start("python3", "-c", PROBER, stdout=subprocess.PIPE)
-    yield
-    machine.run("touch", "/run/prober.stop")
-    printed, _ = process.communicate(timeout=30)
-    asked, failed = printed.split(" ", 1)
-    assert int(asked) > 10
-    assert failed.strip() == "[]"
+def prober(machine: Machine, printer: Running) -> Iterator[Prober]:
+    made = Prober(machine)
+    yield made
+    made.close()
+
+
+class Client:
+    """A client of the engine that goes on beside the test, its output in a file."""
+
+    def __init__(self, machine: Machine, output: Path, *command: str) -> None:
+        self._output = output
+        with open(output, "wb") as file:
+            self._process = machine.start(*command, stdout=file, stderr=file)
+
+    def printed(self) -> str:
+        return self._output.read_text()
+
+    def ended(self) -> str:
+        """What it printed until it ended by itself."""
+        self._process.wait(20)
+        return self.printed()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def restart(machine: Machine, service: str) -> None:
@@ -94,6 +132,14 @@ def kill(machine: Machine, service: str) -> None:
     machine.wait_until(f"{service} ready", "systemctl", "is-active", "-q", service)
 
 
+def shim_version(machine: Machine, id: str) -> str:
+    """The version whose files the shim of a container runs from."""
+    shim = machine.out("cat", f"/run/buoy/containerd/moby/{id}/shim.pid")
+    found = set(re.findall(r"/opt/buoy/([^/]+)/", machine.out("cat", f"/proc/{shim}/maps")))
+    assert len(found) == 1, found
+    return str(found.pop())
+
+
 def upgrade(machine: Machine, service: str) -> None:
     """Install the same tree under another version number; `service` only names it."""
     target = machine.source / "next"
@@ -108,7 +154,20 @@ def upgrade(machine: Machine, service: str) -> None:
     after = machine.out("readlink", "/opt/buoy/current")
     assert after.startswith("9.")
     assert after != before
-    assert machine.run("test", "-e", f"/opt/buoy/{before}/.complete", check=False).returncode == 0
+    machine.run("test", "-e", f"/opt/buoy/{before}/.complete")
+    for name in SERVICES:
+        maps = machine.out("cat", f"/proc/{machine.main_pid(name)}/maps")
+        assert f"/opt/buoy/{after}/" in maps
+        assert f"/opt/buoy/{before}/" not in maps
+    # Old shims are spoken to, new ones come from the new version.
+    old, new = (
+        machine.out("docker", "ps", "-q", "--no-trunc"),
+        machine.out("docker", "run", "-d", "busybox", "sleep", "1000"),
+    )
+    assert shim_version(machine, old) == before
+    assert shim_version(machine, new) == after
+    machine.run("docker", "exec", old, "true")
+    machine.run("docker", "rm", "-f", new)
 
 
 @pytest.mark.parametrize(
@@ -120,24 +179,79 @@ def upgrade(machine: Machine, service: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-@pytest.mark.usefixtures("prober")
-def test_a_container_does_not_notice(machine: Machine, printer: Running, act: object, service: str) -> None:
+def test_a_container_does_not_notice(
+    machine: Machine,
+    printer: Running,
+    prober: Prober,
+    tmp_path: Path,
+    act: Callable[[Machine, str], None],
+    service: str,
+) -> None:
     before = printer.identity()
-    waiter = machine.start("docker", "wait", printer.id, stdout=-1)
-    follower = machine.start("docker", "logs", "-f", printer.id, stdout=-1)
-    act(machine, service)  # type: ignore[operator]
-    assert printer.identity() == before
-    machine.run("docker", "exec", printer.id, "true")
-    seen = printer.numbers()
-    assert seen == list(range(len(seen)))
-    time_limit = time.monotonic() + 10
-    while len(printer.numbers()) <= len(seen):
-        assert time.monotonic() < time_limit, "it prints no more"
-    machine.run("docker", "kill", "-s", "TERM", printer.id)
-    assert waiter.communicate(timeout=20)[0].strip() == "7"
-    followed = [int(line) for line in follower.communicate(timeout=20)[0].splitlines()]
+    with (
+        contextlib.closing(Client(machine, tmp_path / "wait", "docker", "wait", printer.id)) as waiter,
+        contextlib.closing(
+            Client(machine, tmp_path / "logs", "docker", "logs", "-f", printer.id)
+        ) as follower,
+    ):
+        # Each has its connection and its reply's file in the store by then, beside the map of connections.
+        stored = "test $(systemctl show -P NFileDescriptorStore dockerd-api) -ge 5"
+        machine.wait_until("both clients are kept", "sh", "-c", stored)
+        act(machine, service)
+        assert printer.identity() == before
+        machine.run("docker", "exec", printer.id, "true")
+        seen = printer.numbers()
+        assert seen == list(range(len(seen)))
+        time_limit = time.monotonic() + 10
+        while len(printer.numbers()) <= len(seen):
+            assert time.monotonic() < time_limit, "it prints no more"
+        prober.stop()
+        machine.run("docker", "kill", "-s", "TERM", printer.id)
+        assert waiter.ended().strip() == "7"
+        followed = [int(line) for line in follower.ended().splitlines()]
     assert followed == list(range(len(followed)))
     assert followed == printer.numbers()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_stuck_service_is_started_again(machine: Machine, printer: Running, service: str) -> None:
+    """The watchdog, with a shorter limit than the unit's."""
+    before = printer.identity()
+    folder = f"/run/systemd/system/{service}.service.d"
+    limits = "[Service]\nWatchdogSec=1\nTimeoutStopSec=1\nTimeoutAbortSec=1\n"
+    machine.run("mkdir", "-p", folder)
+    machine.run("sh", "-c", f"printf '{limits}' >{folder}/watchdog.conf")
+    try:
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", service)
+        stuck = machine.main_pid(service)
+        machine.kill(stuck, signal.SIGSTOP)
+        back = f"p=$(systemctl show -P MainPID {service}); test $p != {stuck} && test $p != 0"
+        machine.wait_until("another process", "sh", "-c", back)
+        machine.wait_until(f"{service} ready", "systemctl", "is-active", "-q", service)
+        assert printer.identity() == before
+        machine.run("docker", "exec", printer.id, "true")
+    finally:
+        machine.run("rm", "-r", folder)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", service)
+
+
+def test_commands_start_quickly(machine: Machine) -> None:
+    """No pip wrapper: an isolated interpreter that skips the site module."""
+    for command in ("runc-bin", "shim-svc"):
+        first = machine.out("head", "-n1", f"/opt/buoy/current/bin/{command}")
+        assert re.fullmatch(r"#!/opt/buoy/[^/]+/bin/python -IS", first), first
+        machine.run(f"/opt/buoy/current/bin/{command}", "--version")
+
+
+def test_install_again_changes_nothing(machine: Machine) -> None:
+    before = [machine.main_pid(service) for service in SERVICES]
+    current = machine.out("readlink", "/opt/buoy/current")
+    source = "/source/next" if current.startswith("9.") else "/source"
+    machine.run("make", "-C", source, "install", "WHEELS=/wheels")
+    assert [machine.main_pid(service) for service in SERVICES] == before
+    assert machine.out("readlink", "/opt/buoy/current") == current
 
 
 EXITS = {
