@@ -155,6 +155,7 @@ async def _engine(
         ),
     )
     engine.check_exit = lambda container_id: exits.check(engine, container_id)
+    images.settled = engine.settled
     images.in_use = lambda image_id: [
         (record.id, record.state.running) for record in records.all() if record.image_id == image_id
     ]

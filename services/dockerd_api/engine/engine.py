@@ -67,6 +67,8 @@ class Engine:
     check_exit: Callable[[str], Awaitable[None]] = field(default=_nothing)
     # Work that nobody waits for; kept so that it is not collected, and awaited at the end.
     background: set[asyncio.Task[None]] = field(default_factory=set)
+    # Giving back what removed containers held.
+    leaving: set[asyncio.Task[None]] = field(default_factory=set)
     # The upper side of containerd decides restarts (docs/contracts.md); a foreign containerd does not.
     restarts_below: bool = True
 
@@ -91,6 +93,17 @@ class Engine:
             kind = {"none": "null"}.get(name, name)
             about = {"container": record.id, "name": name, "type": kind}
             await self.events.publish("network", action, endpoint["network_id"], about)
+
+    def give_back(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs what gives back the parts of a removed container."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.leaving.add(task)
+        task.add_done_callback(self.leaving.discard)
+
+    async def settled(self, timeout: float = 5.0) -> None:
+        """Waits, at most `timeout` seconds, until removed containers hold nothing any more."""
+        if self.leaving:
+            await asyncio.wait(self.leaving, timeout=timeout)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs it beside the request that asked for it."""

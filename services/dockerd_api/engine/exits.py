@@ -20,7 +20,7 @@ from dockerd_api.engine import restarts
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
 from dockerd_api.engine.release import release_and_log
-from dockerd_api.engine.removal import remove_exited
+from dockerd_api.engine.removal import forget, remove_exited
 from dockerd_api.engine.tasks import is_alive
 
 log = logging.getLogger(__name__)
@@ -171,15 +171,27 @@ async def _told_to_restart(engine: Engine, ended: Container, cursor: int | None)
 
 async def _finish(engine: Engine, ended: Container, cursor: int | None, *, died: bool) -> None:
     stopped = dataclasses.replace(ended.with_state(phase=Phase.EXITED), network_settings={})
+    # A client that has seen the end of a --rm container may want its ports: else nothing need be waited for.
+    at_once = _goes(engine, ended) and not ended.network_settings.get("ports")
+    if at_once:
+        stopped = stopped.with_state(phase=Phase.REMOVING)
     writes = [engine.store.put(stopped, durable=False, cursor=cursor)]
     if not died:
         writes.append(_publish_die(engine, stopped))
     writes.append(engine.publish_networks(ended, "disconnect"))
     await asyncio.gather(*writes)
     crashpoint("engine.exit.recorded")
+    if at_once:
+        await forget(engine, stopped, durable=False)
+        return
     await _end_execs(engine, ended.id)
     await engine.containers.exited(ended.id, WaitOutcome(ended.state.exit_code, ended.state.error))
     await clean_up(engine, stopped)
+
+
+def _goes(engine: Engine, record: Container) -> bool:
+    """Whether the end of its process is the container's."""
+    return record.auto_remove and record.id not in engine.kept
 
 
 async def clean_up(engine: Engine, stopped: Container) -> None:
@@ -195,7 +207,7 @@ async def _clean_up(engine: Engine, stopped: Container) -> bool:
     if not await release_and_log(engine, stopped, kill=False):
         return False
     crashpoint("engine.exit.released")
-    if stopped.auto_remove and stopped.id not in engine.kept:
+    if _goes(engine, stopped):
         await remove_exited(engine, stopped)
     else:
         await engine.store.put(dataclasses.replace(stopped, cleanup_due=False), durable=False)

@@ -26,8 +26,16 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
 
 
+def _shallow(record: Any) -> dict[str, Any]:
+    # dataclasses.asdict copies every part of every part, for a text that is made of it at once.
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
 class Phase(enum.StrEnum):
-    """A container's life. CREATING, STARTING and REMOVING are intents: start-up finishes or undoes them."""
+    """A container's life. CREATING, STARTING and REMOVING are intents: start-up finishes or undoes them.
+
+    GONE is what clients do not see any more while what it held is given back.
+    """
 
     CREATING = "creating"
     CREATED = "created"
@@ -37,6 +45,7 @@ class Phase(enum.StrEnum):
     RESTARTING = "restarting"
     EXITED = "exited"
     REMOVING = "removing"
+    GONE = "gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,8 @@ class Container:
         return dataclasses.replace(self, state=dataclasses.replace(self.state, **changes))
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The record as a document, whose parts are still the record's own."""
+        return {**_shallow(self), "state": _shallow(self.state)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -182,7 +192,7 @@ class Exec:
         return bool(self.config.get("Tty"))
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return _shallow(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:

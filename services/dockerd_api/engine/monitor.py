@@ -93,7 +93,7 @@ class Monitor:
             metadata=metadata,
             timeout=math.inf,
         ) as stream:
-            await stream.send_message(SubscribeRequest(), end=True)
+            await stream.send_message(SubscribeRequest(filters=_FILTERS), end=True)
             await stream.recv_initial_metadata()
             resumed = (stream.initial_metadata or {}).get("buoy-events-resumed") == "1"
             self.subscribed.set()
@@ -188,6 +188,8 @@ class Monitor:
 _TOPICS = frozenset(
     ("/tasks/exit", "/tasks/start", "/tasks/oom", "/tasks/paused", "/tasks/resumed", "/buoy/restart")
 )
+# Only these wake us up: a single start makes as many facts of other kinds.
+_FILTERS = [f"topic=={topic}" for topic in sorted(_TOPICS)]
 _KINDS: dict[str, Callable[[bytes], betterproto2.Message]] = {
     "/tasks/exit": TaskExit.parse,
     "/tasks/start": TaskStart.parse,

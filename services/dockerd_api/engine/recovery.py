@@ -17,7 +17,7 @@ from dockerd_api.engine import exits, failure, restarts
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
 from dockerd_api.engine.release import release
-from dockerd_api.engine.removal import forget, remove_exited
+from dockerd_api.engine.removal import forget, give_back, remove_exited
 from dockerd_api.engine.starting import network_settings, start
 from dockerd_api.engine.tasks import is_alive
 
@@ -41,6 +41,8 @@ async def recover(engine: Engine) -> None:
                 undone.append(record.id)
 
     await asyncio.gather(*(one(record) for record in engine.store.all() if needed(engine, record)))
+    for gone in engine.store.gone():
+        engine.give_back(give_back(engine, gone))
     if undone:
         engine.spawn(_again(engine, undone))
     if before and before != engine.host.boot_id:
@@ -75,7 +77,7 @@ async def recover_held(engine: Engine, record: Container) -> None:
     elif phase is Phase.REMOVING:
         if record.cleanup_due:
             await release(engine, record)
-        await forget(engine, record)
+        await forget(engine, dataclasses.replace(record, cleanup_due=False))
     elif record.state.running:
         if record.boot_id != engine.host.boot_id:
             await exits.ended_by_reboot(engine, record)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import shutil
+import sqlite3
 from collections.abc import Mapping
 
 import errdefs
@@ -18,6 +19,8 @@ from dockerd_api.engine.release import release
 from dockerd_api.engine.stopping import kill_and_wait
 
 log = logging.getLogger(__name__)
+
+_FIRST_RETRY, _LAST_RETRY = 0.2, 30.0  # seconds
 
 
 async def remove(engine: Engine, ref: str, *, force: bool = False, link: bool = False) -> None:
@@ -60,7 +63,7 @@ async def remove_held(engine: Engine, record: Container) -> None:
     try:
         if record.cleanup_due:
             await release(engine, record)
-        await forget(engine, removing)
+        await forget(engine, dataclasses.replace(removing, cleanup_due=False))
     except errdefs.BuoyError:
         if engine.store.get(record.id) is not None:
             await engine.store.put(record, durable=False)
@@ -68,22 +71,45 @@ async def remove_held(engine: Engine, record: Container) -> None:
 
 
 async def forget(engine: Engine, record: Container, *, durable: bool = True) -> None:
-    """Removes what remains of a container without task and network: root, folder, record, those who wait.
+    """Takes a container without a process out of clients' sight and tells those who wait; what it holds is
+    given back behind that.
 
     Without `durable` a power cut brings the record back, and start-up removes it again.
     """
-    folder = engine.folder(record.id)
-    await asyncio.gather(
-        engine.images.remove_snapshot(record.id),
-        asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True),
-    )
-    crashpoint("engine.remove.snapshot")
     engine.store.forget(record.id)
     engine.containers.abandon_attaches(record.id)
-    await engine.publish(record, "destroy")
     await engine.containers.removed(record.id, WaitOutcome(record.state.exit_code))
     crashpoint("engine.remove.told")
-    await engine.store.delete(record.id, durable=durable)
+    gone = record.with_state(phase=Phase.GONE)
+
+    def destroyed(connection: sqlite3.Connection) -> None:
+        engine.events.record(connection, "container", "destroy", record.id, engine.attributes(record))
+
+    await engine.store.bury(gone, durable=durable, also=destroyed)
+    engine.events.told()
+    crashpoint("engine.remove.gone")
+    engine.give_back(give_back(engine, gone))
+
+
+async def give_back(engine: Engine, gone: Container) -> None:
+    """Gives back what a container that is gone still holds, however often that takes."""
+    wait = _FIRST_RETRY
+    while True:
+        try:
+            if gone.cleanup_due:
+                await release(engine, gone, kill=wait > _FIRST_RETRY)
+            crashpoint("engine.remove.released")
+            await asyncio.gather(
+                engine.images.remove_snapshot(gone.id),
+                asyncio.to_thread(shutil.rmtree, engine.folder(gone.id), ignore_errors=True),
+            )
+            crashpoint("engine.remove.snapshot")
+            await engine.store.delete(gone.id, durable=False)
+            return
+        except errdefs.BuoyError as error:
+            log.warning("container %s is removed, but holds something: %s", gone.id, error)
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, _LAST_RETRY)
 
 
 async def prune(engine: Engine, wanted: Mapping[str, list[str]]) -> tuple[list[str], int]:
@@ -105,12 +131,8 @@ async def prune(engine: Engine, wanted: Mapping[str, list[str]]) -> tuple[list[s
 
 
 async def remove_exited(engine: Engine, record: Container) -> None:
-    """--rm: after the task and the network are given back. Waiters are told before the slower parts."""
+    """--rm: after the task and the network are given back."""
     removing = dataclasses.replace(record.with_state(phase=Phase.REMOVING), cleanup_due=False)
     await engine.store.put(removing, durable=False)
     crashpoint("engine.remove.auto")
-    try:
-        await forget(engine, removing, durable=False)
-    except errdefs.BuoyError as error:
-        log.warning("container %s is not removed yet: %s", record.id, error)
-        await engine.containers.removed(record.id, WaitOutcome(record.state.exit_code, error.message))
+    await forget(engine, removing, durable=False)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import errdefs
 from storage.database import Database
 
-from dockerd_api.engine.model import Container, Exec
+from dockerd_api.engine.model import Container, Exec, Phase
 
 MIGRATION = """
 CREATE TABLE IF NOT EXISTS containers (id TEXT PRIMARY KEY, record TEXT NOT NULL);
@@ -35,6 +35,7 @@ class Store:
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}
         self._execs: dict[str, Exec] = {}
+        self._gone: dict[str, Container] = {}
         self._execs_of: dict[str, dict[str, None]] = {}
         self.cursor = 0
 
@@ -51,7 +52,11 @@ class Store:
 
         containers, execs, store.cursor = await database.read(read)
         for text in containers:
-            store._remember(Container.from_json(json.loads(text)))
+            record = Container.from_json(json.loads(text))
+            if record.state.phase is Phase.GONE:
+                store._gone[record.id] = record
+            else:
+                store._remember(record)
         for text in execs:
             store._remember_exec(Exec.from_json(json.loads(text)))
         return store
@@ -60,6 +65,10 @@ class Store:
 
     def all(self) -> Iterable[Container]:
         return list(self._containers.values())
+
+    def gone(self) -> Iterable[Container]:
+        """Containers that clients do not see any more, whose parts are still to be given back."""
+        return list(self._gone.values())
 
     def get(self, container_id: str) -> Container | None:
         """By full id."""
@@ -118,16 +127,35 @@ class Store:
         self._remember(record)
 
     def forget(self, container_id: str) -> None:
-        """Takes the container out of the readers' sight and frees its name; `delete` makes it lasting."""
+        """Takes the container out of the readers' sight and frees its name; `bury` or `delete` makes it
+        lasting.
+        """
         record = self._containers.pop(container_id, None)
         if record is not None:
             self.release_name(record.name, container_id)
         for exec_id in self._execs_of.pop(container_id, ()):
             self._execs.pop(exec_id, None)
 
+    async def bury(
+        self, record: Container, *, durable: bool, also: Callable[[sqlite3.Connection], None]
+    ) -> None:
+        """Makes the removal of a forgotten container lasting; its record, with the phase GONE, stays until
+        `delete`. `also` writes in the same transaction.
+        """
+        self._gone[record.id] = record
+        text = json.dumps(record.to_json(), separators=(",", ":"))
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO containers VALUES (?, ?)", (record.id, text))
+            connection.execute("DELETE FROM execs WHERE container_id = ?", (record.id,))
+            also(connection)
+
+        await self._database.write(write, durable=durable)
+
     async def delete(self, container_id: str, *, durable: bool = True) -> None:
         """Removes the container's record and its execs'."""
         self.forget(container_id)
+        self._gone.pop(container_id, None)
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM containers WHERE id = ?", (container_id,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ InUse = Callable[[str], Sequence[tuple[str, bool]]]
 class Images:
     """Images over a containerd. `events` publishes (type, action, id, attributes).
 
-    `in_use` is to be set once the containers are known. `spool` is the folder for uploads; without it, the
+    `in_use` is to be set once the containers are known, and `settled`, which waits until those that were
+    removed stand on no image any more. `spool` is the folder for uploads; without it, the
     system's temporary folder. Call `recover` once at start, before any other.
     """
 
@@ -41,6 +42,7 @@ class Images:
         self._catalog = Catalog(channel, self._blobs)
         self._loader = Loader(channel, self._blobs, self._trees, self._catalog, events)
         self.in_use: InUse = lambda image_id: ()
+        self.settled: Callable[[], Awaitable[None]] = _at_once
 
     async def recover(self) -> None:
         """Throw away what an earlier process was loading when it died."""
@@ -160,6 +162,7 @@ class Images:
         which our images have none of. Raises NotFound, Conflict.
         """
         image = await self._whole(ref)
+        await self.settled()
         remover = removal.Remover(self._catalog, self._trees, self._publish, self.in_use)
         return await remover.remove(image, ref, force=force)
 
@@ -193,6 +196,10 @@ class Images:
         if len(matching) != 1 or not beginning:  # none, or ambiguous, which Docker does not tell apart
             raise errdefs.NotFound(f"No such image: {name.familiar}")
         return matching[0], True
+
+
+async def _at_once() -> None:
+    return
 
 
 def _read(spool: Spool) -> list[archive.ArchivedImage]:

@@ -29,6 +29,8 @@ class Trees:
         self._snapshots = pb.SnapshotsStub(channel)
         self._diff = diff.DiffStub(channel)
         self._leases = leases.LeasesStub(channel)
+        # What Prepare has answered: the mounts of a snapshot are the same as long as there is one.
+        self._mounts: dict[str, list[Mount]] = {}
 
     async def unpack(self, layers: Sequence[Layer], lease: str) -> list[int]:
         """Have a committed snapshot for every layer; the bytes of files of each. What is there is not
@@ -60,17 +62,22 @@ class Trees:
 
     async def prepare(self, key: str, parent: str) -> None:
         """An active snapshot `key` on the committed `parent`. Raises NotFound, AlreadyExists."""
-        await self._snapshots.prepare(
+        answer = await self._snapshots.prepare(
             pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent)
         )
+        self._mounts[key] = list(answer.mounts)
 
     async def mounts(self, key: str) -> list[Mount]:
         """What shows the snapshot `key`. Raises NotFound."""
+        known = self._mounts.get(key)
+        if known is not None:
+            return known
         answer = await self._snapshots.mounts(pb.MountsRequest(snapshotter=SNAPSHOTTER, key=key))
         return list(answer.mounts)
 
     async def remove(self, key: str) -> None:
         """Remove a snapshot; fine when it is gone."""
+        self._mounts.pop(key, None)
         with contextlib.suppress(errdefs.NotFound):
             await self._snapshots.remove(pb.RemoveSnapshotRequest(snapshotter=SNAPSHOTTER, key=key))
 
