@@ -39,7 +39,7 @@ _OPTIONS: tuple[tuple[str, str, str, Any, str], ...] = (
     ("--default-runtime", "default-runtime", "str", "runc", "runtime of containers that name none"),
     ("--default-shm-size", "default-shm-size", "size", 64 << 20, "size of /dev/shm"),
     ("--default-cgroupns-mode", "default-cgroupns-mode", "str", "", "host or private"),
-    ("--default-ipc-mode", "default-ipc-mode", "str", "private", "private"),
+    ("--default-ipc-mode", "default-ipc-mode", "str", "private", "private or shareable"),
     ("--log-driver", "log-driver", "str", "json-file", "json-file or none"),
     ("--log-opt", "log-opts", "map", {}, "options of the log driver"),
     ("--seccomp-profile", "seccomp-profile", "str", "builtin", "builtin, unconfined or a file"),
@@ -245,8 +245,8 @@ def _check(values: Mapping[str, Any]) -> None:
     for host in values["hosts"]:
         if not host.startswith(("unix://", "fd://")):
             raise errdefs.NotImplementedHere(f"listening on {host} is not implemented; unix:// and fd:// are")
-    if values["default-ipc-mode"] != "private":
-        raise errdefs.NotImplementedHere("default-ipc-mode: only private is implemented")
+    if values["default-ipc-mode"] not in ("private", "shareable"):
+        raise errdefs.InvalidArgument(f"IPC mode {values['default-ipc-mode']} is not supported")
     if values["log-level"] not in ("debug", "info", "warn", "error", "fatal"):
         raise errdefs.InvalidArgument(f"invalid logging level: {values['log-level']}")
     if values["default-cgroupns-mode"] not in ("", "host", "private"):

@@ -33,6 +33,7 @@ from dockerd_api.engine.tokens import Tokens
 from dockerd_api.images import Images
 from dockerd_api.network.manager import Networks
 from dockerd_api.network.netns_helper import NetnsHelper
+from dockerd_api.security import load_default_profile
 from dockerd_api.streams import attach
 from dockerd_api.streams.connections import Connections
 from dockerd_api.streams.fdstore import FdStore
@@ -67,6 +68,7 @@ async def serve(config: Config, helper: NetnsHelper, passed: Mapping[str, Sequen
             helper=helper,
         )
         stack.push_async_callback(networks.close)
+        await asyncio.to_thread(load_default_profile)
         engine = await _engine(config, database, channel, told, networks)
         execs = Execs(engine)
         streams = Streams(fd_store)
@@ -141,6 +143,7 @@ async def _engine(
             shm_size=config["default-shm-size"],
             default_runtime=config["default-runtime"],
             cgroupns_mode=config["default-cgroupns-mode"],
+            ipc_mode=config["default-ipc-mode"],
         ),
         host=host(),
         store=records,

@@ -128,7 +128,7 @@ class Crashing:
     def kept(self) -> None:
         def attempt() -> bool:
             self.gone("kept")
-            options = ("--restart", "always", "--name", "kept")
+            options = ("--restart", "always", "--ipc", "shareable", "--name", "kept")
             if self.docker("run", "-d", *options, "busybox", "sleep", "100").returncode:
                 return False
             return self.docker("stop", "-t", "0", "kept").returncode == 0

@@ -20,7 +20,7 @@ from typing import Any
 import errdefs
 from linux.crashpoints import crashpoint
 
-from dockerd_api.engine import merge, mounts, names, options, validate
+from dockerd_api.engine import merge, mounts, names, older, options, validate
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container, Phase, now_rfc3339
 from dockerd_api.engine.rootfs import Rootfs
@@ -39,9 +39,14 @@ class Wanted:
     warnings: list[str]
 
 
-async def create(engine: Engine, name: str, platform: str, document: Any) -> tuple[str, list[str]]:
-    """A new container from the body of POST /containers/create; answers its id and the warnings."""
-    wanted = check(engine, name, document)
+async def create(
+    engine: Engine, name: str, platform: str, document: Any, version: older.Version
+) -> tuple[str, list[str]]:
+    """A new container from the body of POST /containers/create; answers its id and the warnings.
+
+    `version` is the client's of the API.
+    """
+    wanted = check(engine, name, document, version)
     if not wanted.config["Image"]:
         raise errdefs.InvalidArgument("no command specified")
     image = await engine.images.resolve(wanted.config["Image"])
@@ -53,7 +58,7 @@ async def create(engine: Engine, name: str, platform: str, document: Any) -> tup
     host_config = dict(wanted.host_config)
     config["Hostname"] = config["Hostname"] or _hostname(container_id, host_config)
     path, args = merge.path_and_args(config)
-    planned = mounts.plan(host_config)
+    planned = mounts.plan(host_config, str(engine.settings.containers.parent))
     folder = engine.settings.containers / container_id
     record = Container(
         id=container_id,
@@ -80,7 +85,7 @@ async def create(engine: Engine, name: str, platform: str, document: Any) -> tup
     return container_id, wanted.warnings
 
 
-def check(engine: Engine, name: str, document: Any) -> Wanted:
+def check(engine: Engine, name: str, document: Any, version: older.Version) -> Wanted:
     """Everything that can be said about a request without the image; changes nothing."""
     if document is None or document == {}:
         raise errdefs.InvalidArgument("config cannot be empty in order to create a container")
@@ -96,6 +101,7 @@ def check(engine: Engine, name: str, document: Any) -> Wanted:
     host = _object(keys.get("hostconfig"), "ContainerConfigWrapper.HostConfig")
     host_config = options.decode(host, options.HOST_CONFIG, "HostConfig.HostConfig")
     networking = _object(keys.get("networkingconfig"), "ContainerConfigWrapper.NetworkingConfig")
+    older.adapt(host_config, version)
     validate.config(config)
     validate.combinations(config, host_config)
     _daemon_defaults(engine, host_config)
@@ -111,7 +117,7 @@ def check(engine: Engine, name: str, document: Any) -> Wanted:
     engine.security.check(host_config)
     masked, readonly = engine.security.paths(host_config)
     host_config["MaskedPaths"], host_config["ReadonlyPaths"] = masked, readonly
-    mounts.plan(host_config)
+    mounts.plan(host_config, str(engine.settings.containers.parent))
     return Wanted(bare, config, host_config, {"EndpointsConfig": endpoints}, warnings)
 
 
@@ -126,6 +132,7 @@ def _daemon_defaults(engine: Engine, host_config: dict[str, Any]) -> None:
         }
     host_config["ShmSize"] = host_config["ShmSize"] or settings.shm_size
     host_config["Runtime"] = host_config["Runtime"] or settings.default_runtime
+    host_config["IpcMode"] = host_config["IpcMode"] or settings.ipc_mode
 
 
 async def _make(

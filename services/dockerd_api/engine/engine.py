@@ -41,6 +41,7 @@ class Settings:
     shm_size: int = 64 << 20
     default_runtime: str = "runc"
     cgroupns_mode: str = ""
+    ipc_mode: str = "private"
 
 
 async def _nothing(container_id: str) -> None:

@@ -6,6 +6,7 @@ not built.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import posixpath
 import re
@@ -90,13 +91,16 @@ class Mount:
         }
 
 
-def plan(host_config: Mapping[str, Any]) -> list[Mount]:
-    """Every mount asked for, those nearer to the root first; InvalidArgument or NotImplementedHere."""
+def plan(host_config: Mapping[str, Any], data_root: str = "") -> list[Mount]:
+    """Every mount asked for, those nearer to the root first; InvalidArgument or NotImplementedHere.
+
+    `data_root` is the daemon's, whose mounts no container may hold on to.
+    """
     found: dict[str, Mount] = {}
     for text in host_config.get("Binds") or []:
-        _add(found, _bind(text))
+        _add(found, _propagated(_bind(text), data_root))
     for document in options.decode_list(host_config.get("Mounts"), options.MOUNT, "HostConfig.Mounts"):
-        _add(found, _mount(document))
+        _add(found, _propagated(_mount(document), data_root))
     for target, text in (host_config.get("Tmpfs") or {}).items():
         destination = _destination(target, "")
         _add(
@@ -147,6 +151,24 @@ def _add(found: dict[str, Mount], mount: Mount) -> None:
     found[mount.destination] = mount
 
 
+def _propagated(mount: Mount, data_root: str) -> Mount:
+    """The mount with its default propagation. What holds the daemon's folder must let go of mounts in it that
+    go: else a container's removal would find its root busy (moby daemon/volumes_linux.go).
+    """
+    if mount.kind != "bind":
+        return mount
+    source = mount.source
+    if not data_root or not (source.startswith(data_root) or data_root.startswith(source)):
+        return dataclasses.replace(mount, propagation=mount.propagation or "rprivate")
+    if mount.propagation not in ("", "rslave", "rshared"):
+        raise errdefs.InvalidArgument(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount '
+            f'source is within the daemon root, daemon root: "{data_root}", bind mount source: "{source}", '
+            f'propagation: "{mount.propagation}"'
+        )
+    return dataclasses.replace(mount, propagation=mount.propagation or "rslave")
+
+
 def _bind(text: str) -> Mount:
     parts = text.split(":")
     if not text or len(parts) > 3 or not all(parts[:2]):
@@ -171,7 +193,7 @@ def _bind(text: str) -> Mount:
         destination,
         mode=mode,
         writable=writable,
-        propagation=propagation or "rprivate",
+        propagation=propagation,
         readonly_recursive=readonly,
         create_source=True,
     )
@@ -243,7 +265,7 @@ def _mount(document: Mapping[str, Any]) -> Mount:
         posixpath.normpath(source),
         destination,
         writable=not document["ReadOnly"],
-        propagation=bind["Propagation"] or "rprivate",
+        propagation=bind["Propagation"],
         recursive=not bind["NonRecursive"],
         readonly_recursive="no"
         if bind["ReadOnlyNonRecursive"]

@@ -7,6 +7,7 @@ import logging
 
 import errdefs
 
+from dockerd_api.engine import shm
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container
 
@@ -21,6 +22,7 @@ async def release(engine: Engine, record: Container, *, kill: bool = True) -> No
     results = await asyncio.gather(
         engine.tasks.delete_task(record.id, missing_ok=True, kill=kill),
         engine.networks.detach(record.id),
+        _unmount(engine, record),
         return_exceptions=True,
     )
     for result in results:
@@ -37,3 +39,8 @@ async def release_and_log(engine: Engine, record: Container, *, kill: bool = Tru
         log.warning("container %s: clean-up is put off: %s", record.id, error)
         return False
     return True
+
+
+async def _unmount(engine: Engine, record: Container) -> None:
+    if shm.offers(record):
+        await asyncio.to_thread(shm.unmount, engine, record.id)

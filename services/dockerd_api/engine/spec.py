@@ -60,7 +60,7 @@ class Surroundings:
     pid_namespace: str  # path to join, "" for a new one or the host's
     ipc_namespace: str
     container_dir: str  # on disk: hostname, hosts, resolv.conf, the log, the exit record
-    shm_path: str  # a tmpfs on the host to share as /dev/shm, "" for one of its own
+    shm_path: str  # on the host, what is shared as /dev/shm, "" for one of its own
     hosts_dir: str  # whose hostname, hosts and resolv.conf are mounted
     cgroup_parent: str
     init_binary: str  # "" for none
@@ -308,9 +308,7 @@ def _default_mounts(record: Container, around: Surroundings) -> list[dict[str, A
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", ["ro", *secure]),
         _mount("/dev/mqueue", "mqueue", "mqueue", [*secure]),
     ]
-    if host["IpcMode"] == "host":
-        mounts.append(_bind("/dev/shm", "/dev/shm", ["rbind", "rprivate"]))
-    elif around.shm_path:
+    if around.shm_path:
         mounts.append(_bind("/dev/shm", around.shm_path, ["rbind", "rprivate"]))
     elif host["IpcMode"] != "none":
         mounts.append(_mount("/dev/shm", "tmpfs", "shm", [*secure, "mode=1777", f"size={host['ShmSize']}"]))

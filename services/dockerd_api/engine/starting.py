@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 import errdefs
 from linux.crashpoints import crashpoint
 
-from dockerd_api.engine import devices, failure, mounts, ports, ports_handover, rootfs, spec, users
+from dockerd_api.engine import (
+    devices,
+    failure,
+    mounts,
+    ports,
+    ports_handover,
+    propagation,
+    rootfs,
+    shm,
+    spec,
+    users,
+)
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
 from dockerd_api.engine.release import release
@@ -101,8 +112,12 @@ async def _start(
     for _, sock in attachment.listeners:
         undo.callback(sock.close)
     crashpoint("engine.start.attached")
-    around = _surroundings(engine, record, attachment, rootfs_mounts)
     _write_files(engine, record, attachment)
+    if shm.offers(record):
+        undo.callback(shm.unmount, engine, record.id)
+        shm.mount(engine, record)
+        crashpoint("engine.start.shm")
+    around = _surroundings(engine, record, attachment, rootfs_mounts)
     document = spec.build(record, around)
     undo.push_async_callback(engine.tasks.delete_container, record.id)
     await engine.tasks.create_container(
@@ -232,8 +247,9 @@ def _surroundings(
     engine: Engine, record: Container, attachment: Attachment, rootfs_mounts: list[Any]
 ) -> spec.Surroundings:
     host, settings = record.host_config, engine.settings
-    planned = mounts.plan(host)
+    planned = mounts.plan(host, str(settings.containers.parent))
     mounts.create_sources(planned)
+    propagation.check(planned, str(settings.containers.parent))
     mode = host["NetworkMode"]
     joined = mode.startswith("container:")
     folder = engine.folder(record.id)
@@ -251,7 +267,7 @@ def _surroundings(
         pid_namespace=_namespace(engine, host["PidMode"], "pid"),
         ipc_namespace=_namespace(engine, host["IpcMode"], "ipc"),
         container_dir=str(folder),
-        shm_path="",
+        shm_path=shm.path(engine, record),
         hosts_dir=str(hosts_dir),
         cgroup_parent=host["CgroupParent"] or settings.cgroup_parent,
         init_binary=_init(engine, host),
@@ -285,7 +301,9 @@ def _namespace(engine: Engine, mode: str, kind: str) -> str:
         return ""
     donor = engine.store.resolve(ref)
     if not donor.state.alive:
-        raise errdefs.Conflict(f"cannot join {kind.upper()} of a non running container: {donor.id}")
+        raise errdefs.Conflict(
+            f"failed to join {kind.upper()} namespace: container {donor.id} is not running"
+        )
     return f"/proc/{donor.state.pid}/ns/{kind}"
 
 

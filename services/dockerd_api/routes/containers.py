@@ -27,8 +27,10 @@ def engine_of(request: Request) -> Engine:
 async def create(request: Request) -> Response:
     query = request.query_params
     document = await bodies.json_body(request)
+    version = bodies.api_version(request)
+    platform = query.get("platform", "") if version >= (1, 41) else ""
     container_id, warnings = await creation.create(
-        engine_of(request), query.get("name", ""), query.get("platform", ""), document
+        engine_of(request), query.get("name", ""), platform, document, version
     )
     return JSONResponse({"Id": container_id, "Warnings": warnings}, 201)
 

@@ -12,11 +12,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dockerd_api.images import Images, listing, reference
+from dockerd_api.schemas.bodies import api_version
 
 router = APIRouter()
 
-_VERSION = re.compile(r"/v(\d+)\.(\d+)/")
-_NEWEST = (1, 50)
 _FALSE = ("", "0", "no", "false", "none")
 
 
@@ -24,7 +23,7 @@ _FALSE = ("", "0", "no", "false", "none")
 async def list_images(request: Request) -> Response:
     """Every image, filtered."""
     query = request.query_params
-    version = _version(request)
+    version = api_version(request)
     filters = dict(listing.parse_filters(query.get("filters", "")))
     if version < (1, 25) and "reference" not in filters and query.get("filter"):
         filters["reference"] = [query["filter"]]
@@ -78,7 +77,7 @@ async def create(request: Request) -> Response:
 @router.get("/images/{name:path}/json")
 async def inspect(request: Request, name: str) -> Response:
     """One image."""
-    version = _version(request)
+    version = api_version(request)
     if version >= (1, 48) and _true(request, "manifests") and request.query_params.get("platform"):
         raise errdefs.InvalidArgument(
             "conflicting options: manifests and platform options cannot both be set"
@@ -113,12 +112,6 @@ async def remove(request: Request, name: str) -> Response:
 
 def _images(request: Request) -> Images:
     return cast(Images, request.app.state.images)
-
-
-def _version(request: Request) -> tuple[int, int]:
-    """The API version in the path as it was sent; the newest for a path without one."""
-    found = _VERSION.match((request.scope.get("raw_path") or b"").decode("latin-1"))
-    return (int(found[1]), int(found[2])) if found else _NEWEST
 
 
 def _true(request: Request, key: str) -> bool:

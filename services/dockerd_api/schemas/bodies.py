@@ -12,7 +12,16 @@ from typing import Any
 import errdefs
 from fastapi import Request
 
+from dockerd_api.config import API_VERSION
+
 _MOST = 16 << 20  # bytes of a JSON body
+_VERSION = re.compile(rb"/v([0-9]{1,4})\.([0-9]{1,4})(?=/|\Z)")
+
+
+def api_version(request: Request) -> tuple[int, int]:
+    """The API version in the path as it was sent; the newest for a path without one."""
+    found = _VERSION.match(request.scope.get("raw_path") or b"")
+    return (int(found[1]), int(found[2])) if found else API_VERSION
 
 
 async def json_body(request: Request, *, optional: bool = False) -> Any:

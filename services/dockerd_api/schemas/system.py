@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import socket
 from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from dockerd_api.config import API_VERSION, LEAST_API_VERSION, VERSION
@@ -13,7 +16,6 @@ from dockerd_api.engine.host import host
 from dockerd_api.engine.model import now_rfc3339
 
 _GO_NAMES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-_BUILT = "2025-05-30T12:07:14.000000000+00:00"
 
 
 def api_text(version: tuple[int, int]) -> str:
@@ -25,14 +27,22 @@ def architecture() -> str:
     return _GO_NAMES.get(host().machine, host().machine)
 
 
+@functools.cache
+def _built() -> str:
+    """When the newest of this package's files was written, by the install that copied it or an editor."""
+    package = Path(__file__).resolve().parent.parent
+    newest = max(path.stat().st_mtime for path in package.rglob("*.py"))
+    return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000+00:00")
+
+
 def version(containerd: tuple[str, str] | None) -> dict[str, Any]:
     """GET /version; `containerd` is its version and revision, None when it does not answer."""
     about = {
         "ApiVersion": api_text(API_VERSION),
         "Arch": architecture(),
-        "BuildTime": _BUILT,
+        "BuildTime": _built(),
         "Experimental": "false",
-        "GitCommit": "buoy",
+        "GitCommit": "",
         "GoVersion": f"python{platform.python_version()}",
         "KernelVersion": host().kernel,
         "MinAPIVersion": api_text(LEAST_API_VERSION),

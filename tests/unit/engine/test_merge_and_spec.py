@@ -140,7 +140,7 @@ def test_limits() -> None:
 
 def test_privileged_and_host_namespaces() -> None:
     document = built(Privileged=True, PidMode="host", IpcMode="host", UTSMode="host", NetworkMode="host",
-                     extra={"netns_path": None, "new_netns": False})  # fmt: skip
+                     extra={"netns_path": None, "new_netns": False, "shm_path": "/dev/shm"})  # fmt: skip
     assert {space["type"] for space in document["linux"]["namespaces"]} == {"mount", "cgroup"}
     assert document["hostname"] == ""
     assert document["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
