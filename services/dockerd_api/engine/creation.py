@@ -53,12 +53,12 @@ async def create(
     _check_platform(platform, wanted.config["Image"], image)
     image_config = image.config.get("config") or {}
     config = merge.merge(wanted.config, image_config)
-    _warn_of_image(config, image_config, wanted)
     container_id = _new_id(engine)
     host_config = dict(wanted.host_config)
     config["Hostname"] = config["Hostname"] or _hostname(container_id, host_config)
     path, args = merge.path_and_args(config)
     planned = mounts.plan(host_config, str(engine.settings.containers.parent))
+    _warn_of_image(config, image_config, wanted, planned)
     folder = engine.settings.containers / container_id
     record = Container(
         id=container_id,
@@ -117,7 +117,10 @@ def check(engine: Engine, name: str, document: Any, version: older.Version) -> W
     engine.security.check(host_config)
     masked, readonly = engine.security.paths(host_config)
     host_config["MaskedPaths"], host_config["ReadonlyPaths"] = masked, readonly
-    mounts.plan(host_config, str(engine.settings.containers.parent))
+    planned = mounts.plan(host_config, str(engine.settings.containers.parent))
+    bare_volumes = mounts.uncovered(config["Volumes"] or (), planned)
+    if bare_volumes:
+        raise errdefs.NotImplementedHere(f"anonymous volumes are not implemented: {', '.join(bare_volumes)}")
     return Wanted(bare, config, host_config, {"EndpointsConfig": endpoints}, warnings)
 
 
@@ -188,12 +191,15 @@ def _check_platform(platform: str, ref: str, image: Any) -> None:
         )
 
 
-def _warn_of_image(config: dict[str, Any], image_config: Mapping[str, Any], wanted: Wanted) -> None:
+def _warn_of_image(
+    config: dict[str, Any], image_config: Mapping[str, Any], wanted: Wanted, planned: list[mounts.Mount]
+) -> None:
     """What the image asks for and is not built yet is said: the client did not ask, so it is not refused."""
-    if image_config.get("Volumes"):
-        paths = ", ".join(sorted(image_config["Volumes"]))
+    bare_volumes = mounts.uncovered(image_config.get("Volumes") or (), planned)
+    if bare_volumes:
         wanted.warnings.append(
-            f"volumes are not implemented: what is written below {paths} stays in the container"
+            "volumes are not implemented: what is written below "
+            f"{', '.join(bare_volumes)} stays in the container and goes with it"
         )
     check = image_config.get("Healthcheck")
     if check and wanted.config["Healthcheck"] is None and check.get("Test") not in (None, [], ["NONE"]):

@@ -111,6 +111,12 @@ def plan(host_config: Mapping[str, Any], data_root: str = "") -> list[Mount]:
     )
 
 
+def uncovered(volumes: Iterable[str], planned: Iterable[Mount]) -> list[str]:
+    """Those paths of volumes where no mount is: these would be anonymous volumes."""
+    taken = {mount.destination for mount in planned}
+    return sorted(path for path in volumes if posixpath.normpath(path) not in taken)
+
+
 def create_sources(planned: Iterable[Mount]) -> None:
     """Makes the host folders that Binds name and that do not exist."""
     for mount in planned:

@@ -54,7 +54,7 @@ CONFIG: Mapping[str, Field] = {
     "Healthcheck": Field("object", None),
     "ArgsEscaped": Field("bool", False, _U),
     "Image": _STRING,
-    "Volumes": Field("map[string]struct {}", None, _R),
+    "Volumes": Field("map[string]struct {}", None),
     "WorkingDir": _STRING,
     "Entrypoint": Field("strslice", None),
     "NetworkDisabled": Field("bool", False, _R),
