@@ -17,12 +17,16 @@ from collections.abc import Sequence
 import errdefs
 from linux.syscalls import PR_SET_PDEATHSIG, prctl
 from runc_bin.__main__ import main as run_built_in
+from runc_bin.libcontainer.container import check_startable, delete_ended, opened_fifo, take_fifo
+from runc_bin.libcontainer.failures import reason
+from runc_bin.libcontainer.state import load_state
 
 from shim_svc.forks import fork_child
 from shim_svc.reaper import Reaper
 from shim_svc.title import set_title
 
 BUILT_IN = "runc-bin"
+_START = 120.0  # seconds that init may take to go on
 
 
 class Runtime:
@@ -163,7 +167,27 @@ class Runtime:
 
     async def start(self, container: str) -> None:
         """Let the init process run its program."""
+        if self.built_in and await self._start_here(container):
+            return
         await self.call("start", container, failure="OCI runtime start failed", timeout=120.0)
+
+    async def _start_here(self, container: str) -> bool:
+        """`start` without a child: opening a fifo enters no container. False when hooks are to be run."""
+        root = self._options[1]
+        failure = "OCI runtime start failed"
+        try:
+            record = load_state(root, container)
+            if record.late_hooks:
+                return False
+            check_startable(root, record)
+            with opened_fifo(root, record) as fds:
+                await _either_readable(fds)
+                take_fifo(root, record, fds[0])
+        except TimeoutError:
+            raise errdefs.DeadlineExceeded(f"{failure}: init did not go on in {_START:g} s") from None
+        except (errdefs.BuoyError, OSError) as error:
+            raise errdefs.Internal(f"{failure}: {reason(error)}") from error
+        return True
 
     async def exec(
         self,
@@ -197,6 +221,8 @@ class Runtime:
 
     async def delete(self, container: str, *, force: bool = False) -> None:
         """Remove the container. One that the runtime does not know is no error."""
+        if self.built_in and not force and self._delete_here(container):
+            return
         try:
             await self.call(
                 "delete", *(["--force"] if force else []), container, failure="failed to delete task"
@@ -204,6 +230,15 @@ class Runtime:
         except errdefs.Internal as error:
             if "does not exist" not in error.message:
                 raise
+
+    def _delete_here(self, container: str) -> bool:
+        """`delete` without a child, where there is nothing to end and nothing to wait for; else False."""
+        try:
+            return delete_ended(self._options[1], container)
+        except errdefs.NotFound:
+            return True
+        except (errdefs.BuoyError, OSError) as error:
+            raise errdefs.Internal(f"failed to delete task: {reason(error)}") from error
 
     async def pause(self, container: str) -> None:
         """Freeze every process of the container."""
@@ -227,6 +262,27 @@ class Runtime:
         await self.call(
             "update", "--resources", "-", container, failure="OCI runtime update failed", stdin=resources
         )
+
+
+async def _either_readable(fds: Sequence[int]) -> None:
+    """Return once one of the descriptors is readable; TimeoutError when that takes too long."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[bool] = loop.create_future()
+
+    def came(in_time: bool) -> None:
+        if not ready.done():
+            ready.set_result(in_time)
+
+    for fd in fds:
+        loop.add_reader(fd, came, True)
+    timer = loop.call_later(_START, came, False)
+    try:
+        if not await ready:
+            raise TimeoutError
+    finally:
+        timer.cancel()
+        for fd in fds:
+            loop.remove_reader(fd)
 
 
 def _flags(console_socket: str, pid_file: str) -> Sequence[str]:

@@ -59,13 +59,7 @@ def _init_pidfd(record: State) -> Iterator[int]:
 
 def start(root: str, record: State) -> None:
     """Let the program of a created container run. FailedPrecondition in any other state."""
-    now = status(root, record)
-    if now == "stopped":
-        raise FailedPrecondition("cannot start a container that has stopped")
-    if now == "running":
-        raise FailedPrecondition("cannot start an already running container")
-    if now != "created":
-        raise FailedPrecondition(f"cannot start a container in the {now} state")
+    check_startable(root, record)
     open_fifo(root, record)
     try:
         _run_late_hooks(record, "poststart", "running")
@@ -75,28 +69,53 @@ def start(root: str, record: State) -> None:
         raise
 
 
+def check_startable(root: str, record: State) -> None:
+    """FailedPrecondition unless the container is created and not started."""
+    now = status(root, record)
+    if now == "stopped":
+        raise FailedPrecondition("cannot start a container that has stopped")
+    if now == "running":
+        raise FailedPrecondition("cannot start an already running container")
+    if now != "created":
+        raise FailedPrecondition(f"cannot start a container in the {now} state")
+
+
 def open_fifo(root: str, record: State) -> None:
     """Take the byte that init writes once somebody reads, or find that it died; then remove the fifo."""
+    with opened_fifo(root, record) as (fifo, pidfd):
+        poller = select.poll()
+        poller.register(fifo, select.POLLIN)
+        poller.register(pidfd, select.POLLIN)
+        poller.poll()
+        take_fifo(root, record, fifo)
+
+
+@contextlib.contextmanager
+def opened_fifo(root: str, record: State) -> Iterator[tuple[int, int]]:
+    """The fifo, which lets init go on as soon as it is open, and a pidfd of init. Once one of the two is
+    readable `take_fifo` is due.
+    """
     path = os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO)
-    # The pidfd comes first: opening the fifo lets init go on, and a short program is over at once.
+    # The pidfd comes first: a short program is over at once.
     with _init_pidfd(record) as pidfd:
         fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            poller = select.poll()
-            poller.register(fifo, select.POLLIN)
-            poller.register(pidfd, select.POLLIN)
-            poller.poll()
-            try:
-                data = os.read(fifo, 1)
-            except BlockingIOError:
-                data = b""
-            if not data:
-                raise Internal("cannot start a container that has stopped")
-            crashpoint("runc.start.released")
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            yield fifo, pidfd
         finally:
             os.close(fifo)
+
+
+def take_fifo(root: str, record: State, fifo: int) -> None:
+    """The second half of a start. Internal when init has died instead of writing."""
+    try:
+        data = os.read(fifo, 1)
+    except BlockingIOError:
+        data = b""
+    if not data:
+        raise Internal("cannot start a container that has stopped")
+    crashpoint("runc.start.released")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO))
 
 
 def _run_late_hooks(record: State, kind: str, status: str) -> None:
@@ -196,6 +215,24 @@ def delete(root: str, container_id: str, *, force: bool = False) -> None:
         _end_others(record)
     crashpoint("runc.delete.killed")
     destroy(root, record)
+
+
+def delete_ended(root: str, container_id: str) -> bool:
+    """`delete` of a container that has ended and left nothing behind, without waiting for anything.
+
+    False, with the record still there, when there is more to do than that: `delete` is to be called.
+    """
+    record = state.load_state(root, container_id)
+    manager = manager_of(record)
+    if record.late_hooks or state.init_is_alive(record) or manager.frozen() or manager.pids():
+        return False
+    try:
+        manager.destroy(timeout=0.0)
+    except Conflict:
+        return False
+    crashpoint("runc.delete.cgroup-removed")
+    state.remove_dir(root, record.id)
+    return True
 
 
 def _end_others(record: State) -> None:
