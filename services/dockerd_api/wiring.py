@@ -33,11 +33,11 @@ from dockerd_api.engine.tokens import Tokens
 from dockerd_api.images import Images
 from dockerd_api.network.manager import Networks
 from dockerd_api.network.netns_helper import NetnsHelper
+from dockerd_api.replies.producers import Producers
 from dockerd_api.security import load_default_profile
 from dockerd_api.streams import attach
 from dockerd_api.streams.connections import Connections
 from dockerd_api.streams.fdstore import FdStore
-from dockerd_api.streams.producers import Producers
 from dockerd_api.streams.reply import Streams
 
 log = logging.getLogger(__name__)

@@ -32,8 +32,9 @@ DOCKERD_ROOMS: dict[str, set[str]] = {
     "streams": {"hijack"},
     "images": set(),
     "engine": {"images", "network", "security", "streams", "config"},
+    "replies": {"engine", "streams"},
     "schemas": {"config", "engine"},
-    "routes": {"engine", "images", "network", "schemas", "streams", "hijack"},
+    "routes": {"engine", "images", "network", "replies", "schemas", "streams", "hijack"},
 }
 CONTAINERD_ROOMS: dict[str, set[str]] = {
     "snapshots": {"events", "filters", "labels", "leases", "syncfs"},

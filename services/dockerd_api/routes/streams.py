@@ -20,7 +20,7 @@ from dockerd_api.engine.events import Events, filters_of
 from dockerd_api.engine.logs import LogOptions, nanoseconds
 from dockerd_api.engine.model import Container, Phase, WaitOutcome
 from dockerd_api.hijack import take
-from dockerd_api.streams.producers import wait_body
+from dockerd_api.replies.producers import wait_body
 from dockerd_api.streams.reply import Streams, response_head
 
 router = APIRouter()

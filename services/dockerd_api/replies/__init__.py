@@ -1,0 +1,1 @@
+"""What fills the long replies: the engine's news on the streams' connections."""
