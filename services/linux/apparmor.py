@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 _PROFILES = "/sys/kernel/security/apparmor/profiles"
+_PARSER = "/sbin/apparmor_parser"
 _LOAD_TIMEOUT = 30.0
 
 
@@ -20,6 +21,11 @@ def enabled() -> bool:
             return parameter.read(1) == "Y"
     except OSError:
         return False
+
+
+def usable() -> bool:
+    """Whether profiles can be loaded too. Without its parser AppArmor counts as absent, as for containerd."""
+    return enabled() and os.access(_PARSER, os.X_OK)
 
 
 def loaded(name: str) -> bool:
@@ -36,7 +42,7 @@ def load(text: str) -> None:
     import subprocess  # a runtime that only asks `enabled` has no use for it
 
     # -K: no cache, which the parser would want to write into /etc
-    command = ["apparmor_parser", "-Kr"]
+    command = [_PARSER, "-Kr"]
     try:
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_LOAD_TIMEOUT, check=False

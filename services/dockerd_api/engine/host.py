@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import errdefs
+from linux import apparmor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def host() -> Host:
         machine=platform.machine(),
         os_name=release.get("PRETTY_NAME", "Linux"),
         os_version=release.get("VERSION_ID", ""),
-        apparmor=_text("/sys/module/apparmor/parameters/enabled") == "Y",
+        apparmor=apparmor.usable(),
         boot_id=_text("/proc/sys/kernel/random/boot_id"),
         swap_accounting=unified or os.path.exists(f"{v1_memory}/memory.memsw.limit_in_bytes"),
         oom_kill_disable=not unified and os.path.exists(f"{v1_memory}/memory.oom_control"),

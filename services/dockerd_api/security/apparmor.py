@@ -75,11 +75,11 @@ def profile_text(name: str = PROFILE_NAME, *, daemon: str = "unconfined", folder
 
 
 def load_default_profile() -> bool:
-    """Load docker-default unless the kernel has it; whether the host has AppArmor at all.
+    """Load docker-default unless the kernel has it; whether the host has a usable AppArmor.
 
     FailedPrecondition when it has but the profile cannot be loaded.
     """
-    if not apparmor.enabled():
+    if not apparmor.usable():
         return False
     try:
         if not apparmor.loaded(PROFILE_NAME):
