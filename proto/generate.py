@@ -1,7 +1,7 @@
 """Write the message stubs below services/pb from the .proto files beside this script.
 
-    proto/generate.py            write them
-    proto/generate.py --check    write them elsewhere and fail when they differ from what is committed
+proto/generate.py            write them
+proto/generate.py --check    write them elsewhere and fail when they differ from what is committed
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PROTO = Path(__file__).parent.resolve()
 STUBS = PROTO.parent / "services" / "pb"
 TOOLS = Path(sys.executable).parent
 
-# betterproto2's compiler imports the protobuf package wherever a message is called Descriptor; nothing uses it.
+# betterproto2's compiler imports protobuf wherever a message is called Descriptor; nothing uses it.
 UNUSED_IMPORT = "from google.protobuf.descriptor import Descriptor\n"
 
 

@@ -1,6 +1,6 @@
 """The table between our errors and gRPC status codes (google.rpc.Code), both ways.
 
-The codes are those that containerd's clients expect: pkg/errdefs maps each of its kinds to the code of the same
+The codes are those that containerd's clients expect: its errdefs maps each kind to the code of the same
 name. Kinds that gRPC cannot tell apart travel with their name in the trailer (`kind`), so that our own client
 gets the very class back.
 """

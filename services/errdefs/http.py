@@ -1,4 +1,4 @@
-"""The table from our errors to HTTP status codes, as Docker's clients know them (moby api/server/httpstatus)."""
+"""The table from our errors to HTTP status codes, as Docker's clients know them (moby httpstatus)."""
 
 from __future__ import annotations
 

@@ -52,9 +52,10 @@ class Demo:
     def call(self, method: str, path: str, body: bytes | dict[str, Any] | None = None) -> bytes:
         """One API call; an error status ends the demo with the engine's message."""
         connection = Api(self.state / "run/docker.sock")
-        is_json = isinstance(body, dict)
-        data = json.dumps(body).encode() if is_json else body
-        kind = "application/json" if is_json else "application/x-tar"
+        if isinstance(body, dict):
+            data, kind = json.dumps(body).encode(), "application/json"
+        else:
+            data, kind = body or b"", "application/x-tar"
         connection.request(method, f"/v1.50{path}", data, {"Content-Type": kind})
         reply = connection.getresponse()
         answer = reply.read()

@@ -154,7 +154,7 @@ def _cgroups(traces: Traces) -> list[Path]:
 
 
 def _members(group: Path) -> list[int]:
-    """Pids in a cgroup. One of another pid namespace reads as 0 (pid_namespaces(7)) and is not ours to end."""
+    """Pids in a cgroup. One of another pid namespace reads as 0 (pid_namespaces(7)): not ours to end."""
     try:
         pids = [int(line) for line in (group / "cgroup.procs").read_text().split()]
         return [pid for pid in pids if pid]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import secrets
@@ -87,8 +88,8 @@ class World:
     # The services.
 
     def start_nursery(self) -> None:
-        command = [BIN / "shim-svc", "nursery", "--address", self.dir / "shim.sock"]
-        command += ["--sockets", self.sockets, "--runtime-root", self.dir / "runc"]
+        command = [str(BIN / "shim-svc"), "nursery", "--address", str(self.dir / "shim.sock")]
+        command += ["--sockets", str(self.sockets), "--runtime-root", str(self.dir / "runc")]
         with self.log.open("ab") as log:
             self.nursery = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -338,11 +339,9 @@ class Follower:
         return micros(at)
 
 
-def micros(at: Any) -> int:
-    import datetime
-
+def micros(at: datetime.datetime) -> int:
     delta = at - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    return (delta.days * 86_400 + delta.seconds) * 10**6 + int(delta.microseconds)
+    return (delta.days * 86_400 + delta.seconds) * 10**6 + delta.microseconds
 
 
 def _quietly(*command: str | Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launcher.process import start_time
@@ -68,14 +69,15 @@ def test_second_up_and_down_with_containers_running_on(shared_engine: Engine) ->
     shared_engine.out("rm", "-f", "stays")
 
 
-def command(verb: str, state: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def command(verb: str, state: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [sys.executable, "-m", "launcher", verb, "--state", str(state)],
         capture_output=True,
         text=True,
         timeout=60,
-        **options,  # type: ignore[call-overload]
+        **options,
     )
+    return done
 
 
 def test_without_root_it_says_what_it_needs(tmp_path: Path) -> None:

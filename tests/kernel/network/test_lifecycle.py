@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import errdefs
 import pytest
@@ -201,7 +202,12 @@ async def modes(host: Host) -> None:
 
 
 async def settings_are_honoured(host: Host) -> None:
-    config = {"bip": "192.168.77.1/24", "fixed-cidr": "192.168.77.128/30", "mtu": 1400, "ip": "127.0.0.1"}
+    config: dict[str, Any] = {
+        "bip": "192.168.77.1/24",
+        "fixed-cidr": "192.168.77.128/30",
+        "mtu": 1400,
+        "ip": "127.0.0.1",
+    }
     async with host.networks("", **config) as networks:
         bridge = networks.inspect("bridge")
         assert bridge["IPAM"]["Config"] == [

@@ -15,7 +15,7 @@ def lookup(path: Sequence[str]) -> str | None:
     found = OBJECT.get(path[0])
     if isinstance(found, dict):
         return filters.labels_at(path[1:], found)
-    return found if len(path) == 1 else None
+    return found if len(path) == 1 and isinstance(found, str) else None
 
 
 @pytest.mark.parametrize(

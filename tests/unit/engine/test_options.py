@@ -169,7 +169,7 @@ def test_mounts_are_sorted_by_depth_and_shown() -> None:
 
 def test_ports() -> None:
     assert set(ports.exposed(["80", "90-91/udp"])) == {"80/tcp", "90/udp", "91/udp"}
-    config = {"ExposedPorts": {"81/tcp": {}, "80/tcp": {}}}
+    config: dict[str, Any] = {"ExposedPorts": {"81/tcp": {}, "80/tcp": {}}}
     host = {"PortBindings": ports.bindings({"80/tcp": [{"HostPort": "8080-8090"}]}), "PublishAllPorts": True}
     assert [
         (p["container_port"], p["host_port"], p["host_port_end"]) for p in ports.requests(config, host)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import errdefs
+import grpclib.client
 import pytest
 from pb.containerd.services.events.v1 import (
     EventsBase,
@@ -179,7 +180,7 @@ async def test_a_malformed_message_is_the_callers_fault(tmp_path: Path) -> None:
             await channel_call(channel, "/containerd.services.events.v1.Events/Publish", b"\x0a\x02\xff\xfe")
 
 
-async def channel_call(channel: Channel, method: str, data: bytes) -> None:
+async def channel_call(channel: grpclib.client.Channel, method: str, data: bytes) -> None:
     from grpclib.const import Cardinality
 
     class Raw(Empty):

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import errdefs
@@ -18,7 +19,7 @@ from storage.database import Database
 SCHEMA = ["CREATE TABLE t (k TEXT PRIMARY KEY, v INTEGER NOT NULL)"]
 
 
-def insert(key: str, value: int = 0):
+def insert(key: str, value: int = 0) -> Callable[[sqlite3.Connection], int]:
     return lambda db: db.execute("INSERT INTO t VALUES (?, ?)", (key, value)).rowcount
 
 
@@ -106,7 +107,7 @@ async def test_an_intent_does_not_wait_for_the_sync_of_others(tmp_path: Path) ->
         time.sleep(0.5)
         real(fd)
 
-    os.fdatasync = slow
+    os.fdatasync = slow  # type: ignore[assignment]
     try:
         durable = asyncio.create_task(database.write(insert("durable")))
         began = time.monotonic()
@@ -130,7 +131,7 @@ async def test_concurrent_acknowledgements_share_syncs(tmp_path: Path) -> None:
         count += 1
         real(fd)
 
-    os.fdatasync = counted
+    os.fdatasync = counted  # type: ignore[assignment]
     try:
         await asyncio.gather(*(database.write(insert(f"k{i}")) for i in range(200)))
     finally:
@@ -146,7 +147,7 @@ async def test_after_a_failed_sync_nothing_more_is_acknowledged(tmp_path: Path) 
     def failing(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
-    os.fdatasync = failing
+    os.fdatasync = failing  # type: ignore[assignment]
     try:
         with pytest.raises(errdefs.DataLoss):
             await database.write(insert("a"))
