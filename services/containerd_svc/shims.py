@@ -80,6 +80,10 @@ class Shim:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.dead.wait(), _RECONNECT)
 
+    def is_listed(self) -> bool:
+        """Whether the shim's socket is there: one that was killed leaves it."""
+        return os.path.exists(self._client.path)
+
     def kill(self) -> None:
         """End the process, if it has not ended."""
         if self._pidfd >= 0:

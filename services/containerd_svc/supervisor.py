@@ -133,11 +133,12 @@ class Supervisor:
         self.follow(task, "", 0)
 
     async def _dismiss_late(self, bundle: Bundle) -> None:
-        """End a shim whose start failed here, but which may be there all the same."""
-        if bundle.bootstrap() is None:
-            return
-        with contextlib.suppress(errdefs.BuoyError):
+        """End a shim whose start failed here, but which may be there all the same, or may have left its
+        socket."""
+        try:
             await self.dismiss(await self.shims.connect(bundle))
+        except errdefs.BuoyError:
+            await self._clean_up(bundle)
 
     async def dismiss(self, shim: Shim) -> None:
         """End a shim without a task: ask, then kill and clean up behind it."""
@@ -148,10 +149,11 @@ class Supervisor:
                 await shim.dead.wait()
         except TimeoutError:
             shim.kill()
-            with contextlib.suppress(errdefs.BuoyError):
-                await self.shims.delete(shim.bundle)
         finally:
             await shim.close()
+        # A shim that ended as it should has removed its socket last.
+        if shim.is_listed():
+            await self._clean_up(shim.bundle)
 
     async def retire(self, task: Task) -> None:
         """Remove a task whose init is deleted. The shim's end is awaited by the next task of the same

@@ -19,7 +19,7 @@ from dockerd_api.schemas.system import api_text
 
 log = logging.getLogger(__name__)
 
-_VERSION = re.compile(r"/v([0-9]+)\.([0-9]+)(?=/|\Z)")
+_VERSION = re.compile(r"/v(([0-9]+)(?:\.([0-9]+))?)(?=/|\Z)")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -65,8 +65,8 @@ class Versions:
 
         found = _VERSION.match(scope["path"])
         if found:
-            version = int(found[1]), int(found[2])
-            problem = _out_of_range(version)
+            version = int(found[2]), int(found[3] or 0)
+            problem = _out_of_range(found[1], version)
             if problem:
                 await JSONResponse({"message": problem}, 400)(scope, receive, send_with_headers)
                 return
@@ -74,15 +74,12 @@ class Versions:
         await self._app(scope, receive, send_with_headers)
 
 
-def _out_of_range(version: tuple[int, int]) -> str:
+def _out_of_range(text: str, version: tuple[int, int]) -> str:
     if version > API_VERSION:
-        return (
-            f"client version {api_text(version)} is too new. "
-            f"Maximum supported API version is {api_text(API_VERSION)}"
-        )
+        return f"client version {text} is too new. Maximum supported API version is {api_text(API_VERSION)}"
     if version < LEAST_API_VERSION:
         return (
-            f"client version {api_text(version)} is too old. Minimum supported API version is "
+            f"client version {text} is too old. Minimum supported API version is "
             f"{api_text(LEAST_API_VERSION)}, please upgrade your client to a newer version"
         )
     return ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +22,7 @@ from linux.fds import has_exited, open_pidfd
 from pb.containerd.task.v2 import DeleteResponse
 
 from shim_svc import cgroup, exit_record, mounts
-from shim_svc.bundle import bootstrap, read_state, remove_file
+from shim_svc.bundle import bootstrap, read_state, remove_file, task_socket
 from shim_svc.container import as_time
 from shim_svc.forks import reset_inherited
 from shim_svc.journal import log_to
@@ -139,7 +141,7 @@ def delete(flags: Mapping[str, str]) -> int:
     bundle = Path(flags.get("bundle") or Path.cwd())
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="shim-svc: %(message)s")
     try:
-        response = asyncio.run(_delete(bundle, flags["namespace"], flags["id"]))
+        response = asyncio.run(_delete(bundle, flags["namespace"], flags["id"], _sockets(flags)))
     except errdefs.BuoyError as error:
         return _fail(error.message)
     sys.stdout.buffer.write(bytes(response))
@@ -147,11 +149,12 @@ def delete(flags: Mapping[str, str]) -> int:
     return 0
 
 
-async def _delete(bundle: Path, namespace: str, container: str) -> DeleteResponse:
+async def _delete(bundle: Path, namespace: str, container: str, sockets: str) -> DeleteResponse:
     from shim_svc.__main__ import DEFAULT_RUNTIME_ROOT
 
     check_identifier("container id", container)
     _end_shim(bundle, container)
+    _remove_sockets(bundle, sockets, namespace, container)
     state = read_state(str(bundle))
     reaper = Reaper()
     on_signals({signal.SIGCHLD: reaper.reap})
@@ -184,7 +187,7 @@ async def _delete(bundle: Path, namespace: str, container: str) -> DeleteRespons
 
 
 def _end_shim(bundle: Path, container: str) -> None:
-    """Kill the shim that the bundle names, if it still is that shim, and remove its socket."""
+    """Kill the shim that the bundle names, if it still is that shim."""
     try:
         pid = int((bundle / "shim.pid").read_text())
         pidfd = open_pidfd(pid)
@@ -200,9 +203,29 @@ def _end_shim(bundle: Path, container: str) -> None:
             pass  # gone in the meantime
         finally:
             os.close(pidfd)
+
+
+def _remove_sockets(bundle: Path, sockets: str, namespace: str, container: str) -> None:
+    """Remove the sockets that a killed shim leaves: the one of its tasks, which may be bound before the
+    bundle says so, and the one for attaching, which the Create request names.
+    """
+    found = {task_socket(sockets, namespace, container, str(bundle))}
     with contextlib.suppress(OSError):
-        address = (bundle / "address").read_text().strip()
-        Path(address.removeprefix("unix://")).unlink(missing_ok=True)
+        found.add((bundle / "address").read_text().strip().removeprefix("unix://"))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        request = json.loads((bundle / "task.json").read_bytes())
+        fields = (str(request.get(name) or "") for name in ("stdin", "stdout", "stderr"))
+        found |= {field.removeprefix("attach://") for field in fields if field.startswith("attach://")}
+    for path in found:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+
+
+def _sockets(flags: Mapping[str, str]) -> str:
+    from shim_svc.__main__ import DEFAULT_SOCKETS
+
+    return flags.get("sockets", DEFAULT_SOCKETS)
 
 
 def info() -> int:

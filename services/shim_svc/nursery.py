@@ -1,15 +1,12 @@
 """The nursery: imports everything once, then has one shim per container forked on request.
 
 Two processes, neither of which ever has a thread. The server speaks ttrpc. The template, forked from it
-first, does nothing but wait for a descriptor and fork: a page that a parent writes between two forks is
-private memory of each shim, and a server writes many. A shim is forked twice, so that it is nobody's child
-here, in a session of its own.
+first, does nothing but fork shims (see template).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -18,7 +15,7 @@ from collections.abc import Sequence
 
 import errdefs
 from linux.crashpoints import crashpoint
-from linux.fds import receive_fds, send_fds
+from linux.fds import send_fds
 from pb.buoy.nursery.v1 import NurseryBase, StartRequest, StartResponse
 from rpc import ttrpc
 
@@ -28,13 +25,14 @@ from shim_svc.forks import fork_child
 from shim_svc.journal import Journal
 from shim_svc.notify import Notifier
 from shim_svc.process import check_identifier
-from shim_svc.shim import ShimOptions, answers, bind, run_shim
-from shim_svc.title import set_title
+from shim_svc.shim import ShimOptions, answers, bind, prepare, run_shim
+from shim_svc.template import be_template, pack
 from shim_svc.warmth import fill_gaps
 
 log = logging.getLogger(__name__)
 
-_READY = 10.0  # seconds for a forked shim to be there
+_READY = 10.0  # seconds for a shim to be there
+_FINISH = 2.0  # seconds for the calls under way at the end
 
 
 class Nursery(NurseryBase):
@@ -68,6 +66,12 @@ class Nursery(NurseryBase):
             task.add_done_callback(lambda done: self._done(bundle, done))
         return await asyncio.shield(task)
 
+    async def finish(self, timeout: float) -> None:
+        """Answer the calls under way."""
+        if self._under_way:
+            await asyncio.wait(self._under_way.values(), timeout=timeout)
+            await asyncio.sleep(0)  # those who wait for them go on
+
     def _done(self, bundle: str, task: asyncio.Task[StartResponse]) -> None:
         del self._under_way[bundle]
         if not task.cancelled():
@@ -80,7 +84,7 @@ class Nursery(NurseryBase):
         crashpoint("nursery.start.bound")
         ready, write_end = os.pipe2(os.O_CLOEXEC)
         try:
-            send_fds(self._template, _pack(options), [listener.fileno(), write_end])
+            send_fds(self._template, pack(options), [listener.fileno(), write_end])
         except OSError as error:
             os.close(ready)
             raise errdefs.Unavailable(f"the nursery's template: {error.strerror}") from error
@@ -89,14 +93,6 @@ class Nursery(NurseryBase):
             listener.close()
         crashpoint("nursery.start.asked")
         return _response(options, await _read_ready(ready))
-
-
-def _pack(options: ShimOptions) -> bytes:
-    return json.dumps(vars(options)).encode()
-
-
-def _unpack(data: bytes) -> ShimOptions:
-    return ShimOptions(**json.loads(data))
 
 
 def _response(options: ShimOptions, pid: int) -> StartResponse:
@@ -156,31 +152,13 @@ def fork_shim(
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
         def shim() -> int:
-            return run_shim(options, listener, ready, journal=journal, cgroups=cgroups)
+            return run_shim(prepare(cgroups), options, listener, ready, journal)
 
         fork_child(shim, stdio=(null, null, stderr), keep=keep)
         return 0
 
     pid = fork_child(between, keep=(listener.fileno(), ready, journal.fd, stderr))
     os.waitpid(pid, 0)
-    crashpoint("nursery.start.forked")
-
-
-def _be_template(requests: socket.socket, journal: Journal, cgroups: Sequence[str]) -> int:
-    """Fork a shim for each request of the server, until it is gone."""
-    set_title("shim-svc nursery-template", "shim-svc")
-    requests.setblocking(True)
-    while True:
-        data, fds = receive_fds(requests, 65536, 2)
-        if not data:
-            return 0
-        try:
-            with socket.socket(fileno=fds[0]) as listener:
-                fork_shim(_unpack(data), listener, fds[1], journal=journal, cgroups=cgroups)
-        except OSError as error:
-            log.error("fork: %s", error)  # the server sees the ready pipe end
-        finally:
-            os.close(fds[1])
 
 
 def run_nursery(
@@ -192,16 +170,17 @@ def run_nursery(
     cgroup.sweep(cgroups)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     fill_gaps()
-    fork_child(lambda: _be_template(theirs, journal, cgroups), keep=(theirs.fileno(), journal.fd))
+    fork_child(lambda: be_template(theirs, journal, cgroups), keep=(theirs.fileno(), journal.fd))
     theirs.close()
     ours.setblocking(False)
-    server = ttrpc.Server([Nursery(ours, sockets=sockets, runtime_root=runtime_root)])
-    return asyncio.run(_serve(server, listener, ours, notifier))
+    nursery = Nursery(ours, sockets=sockets, runtime_root=runtime_root)
+    return asyncio.run(_serve(nursery, listener, ours, notifier))
 
 
 async def _serve(
-    server: ttrpc.Server, listener: socket.socket, template: socket.socket, notifier: Notifier
+    nursery: Nursery, listener: socket.socket, template: socket.socket, notifier: Notifier
 ) -> int:
+    server = ttrpc.Server([nursery])
     loop = asyncio.get_running_loop()
     over: asyncio.Future[int] = loop.create_future()
 
@@ -218,6 +197,7 @@ async def _serve(
     notifier.send("READY=1")
     code = await over
     notifier.send("STOPPING=1")
+    await nursery.finish(_FINISH)
     await server.close()
     template.close()
     return code

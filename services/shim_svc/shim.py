@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -179,30 +179,45 @@ class Shim:
         remove_file(self._options.socket_path)
 
 
-def run_shim(
-    options: ShimOptions, listener: socket.socket, ready: int, *, journal: Journal, cgroups: Sequence[str]
-) -> int:
-    """Be a shim, in a child that `forks` has cleaned; returns its exit code.
+@dataclass(frozen=True)
+class Prepared:
+    """What a process has that is going to be a shim: its loop, and what takes it out of its cgroup again."""
 
-    journal: the handler of its log records. cgroups: the delegated ones below which it makes its own.
-    ready: a pipe that gets this process's number and is closed once `shim.pid` is written.
+    loop: asyncio.AbstractEventLoop
+    leave: Callable[[], None]
+
+
+def prepare(cgroups: Sequence[str]) -> Prepared:
+    """Do what needs not be known of the container, in a child that `forks` has cleaned.
+
+    cgroups: the delegated ones below which the process makes one of its own.
+    """
+    os.umask(0o022)
+    ignore_signals()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    return Prepared(asyncio.SelectorEventLoop(), cgroup.join_own(cgroups, str(os.getpid())))
+
+
+def run_shim(
+    prepared: Prepared, options: ShimOptions, listener: socket.socket, ready: int, journal: Journal
+) -> int:
+    """Be a shim; returns its exit code.
+
+    journal: the handler of its log records. ready: a pipe that gets this process's number and is closed once
+    `shim.pid` is written.
     """
     words = f"shim-svc -namespace {options.namespace} -id {options.id}"
     set_title(f"{words} -address {options.containerd}" if options.containerd else words, "shim-svc")
     os.chdir(options.bundle)
-    os.umask(0o022)
-    ignore_signals()
     journal.identifier = f"shim[{options.id[:12]}]"
     if options.debug:
         logging.getLogger().setLevel(logging.DEBUG)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    leave = cgroup.join_own(cgroups, os.path.basename(options.socket_path).partition(".")[0])
     write_file(f"{options.bundle}/shim.pid", str(os.getpid()))
-    os.write(ready, str(os.getpid()).encode())
+    with contextlib.suppress(BrokenPipeError):  # the nursery was killed; containerd finds the socket
+        os.write(ready, str(os.getpid()).encode())
     os.close(ready)
-    loop = asyncio.SelectorEventLoop()
-    loop.run_until_complete(_serve(options, listener))
-    leave()
+    prepared.loop.run_until_complete(_serve(options, listener))
+    prepared.leave()
     return 0
 
 

@@ -91,3 +91,8 @@ def warm() -> None:
         loop.run_until_complete(_warm_server())
     finally:
         loop.close()
+
+
+def rehearse(loop: asyncio.AbstractEventLoop) -> None:
+    """Run in a spare what its shim will run first: what it writes to are then pages of its own already."""
+    loop.run_until_complete(_warm_server())

@@ -155,7 +155,7 @@ def _matches(record: Container, filters: Mapping[str, list[str]]) -> bool:
             lambda values: bool(
                 _ports(values)
                 & {
-                    f"{port['container_port']}/{port['protocol']}"
+                    f"{port['host_port']}/{port['protocol']}"
                     for port in record.network_settings.get("ports") or ()
                 }
             ),

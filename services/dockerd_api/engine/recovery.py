@@ -15,10 +15,10 @@ import errdefs
 
 from dockerd_api.engine import exits, failure, restarts
 from dockerd_api.engine.engine import Engine
-from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
+from dockerd_api.engine.model import Container, Phase, now_rfc3339
 from dockerd_api.engine.release import release
 from dockerd_api.engine.removal import forget, give_back, remove_exited
-from dockerd_api.engine.starting import network_settings, start
+from dockerd_api.engine.starting import network_settings, start, tell_failed
 from dockerd_api.engine.tasks import is_alive
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,13 @@ def needed(engine: Engine, record: Container) -> bool:
         return True
     if record.state.running:
         return record.boot_id != engine.host.boot_id
-    return record.cleanup_due or (record.state.phase is Phase.EXITED and record.auto_remove)
+    return record.cleanup_due or _goes(record)
+
+
+def _goes(record: Container) -> bool:
+    """Is it a --rm container whose process has ended, or could not be started?"""
+    ended = record.state.phase is Phase.EXITED or (record.state.phase is Phase.CREATED and record.state.error)
+    return record.auto_remove and bool(ended)
 
 
 async def recover_one(engine: Engine, container_id: str) -> None:
@@ -83,11 +89,13 @@ async def recover_held(engine: Engine, record: Container) -> None:
             await exits.ended_by_reboot(engine, record)
     elif record.cleanup_due:
         await release(engine, record)
-        if record.auto_remove and phase is Phase.EXITED:
+        if _goes(record):
             await remove_exited(engine, record)
+        elif record.state.error:
+            await tell_failed(engine, record)
         else:
             await engine.store.put(dataclasses.replace(record, cleanup_due=False), durable=False)
-    elif record.auto_remove and phase is Phase.EXITED:
+    elif _goes(record):
         await remove_exited(engine, record)
 
 
@@ -111,13 +119,10 @@ async def _starting(engine: Engine, record: Container) -> None:
     await release(engine, record)
     error = "the engine ended while it started the container"
     undone = record.with_state(phase=record.state.before, exit_code=failure.UNKNOWN, error=error)
-    undone = dataclasses.replace(undone, cleanup_due=False)
-    await engine.store.put(undone, durable=False)
-    # As after every start that fails: a client that waits is not left waiting.
-    engine.containers.abandon_attaches(record.id)
-    await engine.containers.exited(record.id, WaitOutcome(failure.UNKNOWN, error))
     if undone.auto_remove:
         await remove_exited(engine, undone)
+    else:
+        await tell_failed(engine, undone)
 
 
 async def _again(engine: Engine, container_ids: list[str]) -> None:

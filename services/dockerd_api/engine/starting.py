@@ -170,9 +170,17 @@ async def _failed(engine: Engine, record: Container, error: errdefs.BuoyError, c
     state = dataclasses.replace(record.state, exit_code=code, error=error.message, pid=0)
     if state.phase is Phase.STARTING:
         state = dataclasses.replace(state, phase=state.before)
-    await engine.store.put(dataclasses.replace(record, state=state, cleanup_due=False), durable=False)
-    engine.containers.abandon_attaches(record.id)
-    await engine.containers.exited(record.id, WaitOutcome(code, error.message))
+    await tell_failed(engine, dataclasses.replace(record, state=state))
+
+
+async def tell_failed(engine: Engine, failed: Container) -> None:
+    """Records a start that failed and ends the waiting of its clients. Until they are told the record says
+    that something is to be done, so that start-up tells them.
+    """
+    await engine.store.put(dataclasses.replace(failed, cleanup_due=True), durable=False)
+    engine.containers.abandon_attaches(failed.id)
+    await engine.containers.exited(failed.id, WaitOutcome(failed.state.exit_code, failed.state.error))
+    await engine.store.put(dataclasses.replace(failed, cleanup_due=False), durable=False)
 
 
 async def _remove_failed(engine: Engine, container_id: str) -> None:
