@@ -85,7 +85,7 @@ async def serve(config: Config, helper: NetnsHelper, passed: Mapping[str, Sequen
 
         connections.recover(streams.holds)
         streams.recover()
-        await _recover(engine)
+        await _recover(engine, execs)
         monitor.start()
         stack.callback(asyncio.create_task(service_manager.watchdog()).cancel)
         server = uvicorn.Server(
@@ -126,7 +126,7 @@ async def _engine(
     spool = data_root / "tmp"
     for path in (folder, spool):
         path.mkdir(mode=0o710, parents=True, exist_ok=True)
-    records = await store.Store.open(database)
+    records = await store.Store.open(database, told)
     images = Images(channel, told.publish, spool=spool)
     engine = Engine(
         settings=Settings(
@@ -165,7 +165,7 @@ async def _engine(
     return engine
 
 
-async def _recover(engine: Engine) -> None:
+async def _recover(engine: Engine, execs: Execs) -> None:
     """Waits a little for containerd; the rest is done beside the first requests."""
 
     async def everything() -> None:
@@ -175,7 +175,8 @@ async def _recover(engine: Engine) -> None:
         except errdefs.BuoyError as error:
             log.warning("images are not recovered: %s", error)
 
-    await asyncio.sleep(0)  # the recovered streams register their waiters first
+    await asyncio.sleep(0)  # the recovered streams register their waiters and claim their execs first
+    execs.recover()
     task = asyncio.create_task(everything())
     engine.background.add(task)
     task.add_done_callback(engine.background.discard)

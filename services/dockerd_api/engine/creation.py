@@ -5,7 +5,6 @@ it made.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import secrets
@@ -81,7 +80,6 @@ async def create(
         async with engine.tokens.hold(container_id):
             await _make(engine, record, image, planned, undo, folder)
         undo.pop_all()
-    await engine.publish(record, "create")
     return container_id, wanted.warnings
 
 
@@ -157,10 +155,8 @@ async def _make(
     crashpoint("engine.create.snapshot")
     if record.config["WorkingDir"]:
         await _check_workdir(engine, record)
-    await engine.store.put(
-        dataclasses.replace(record, state=dataclasses.replace(record.state, phase=Phase.CREATED)),
-        durable=True,
-    )
+    made = record.with_state(phase=Phase.CREATED)
+    await engine.store.put(made, durable=True, events=[engine.happened(made, "create")])
     crashpoint("engine.create.created")
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from dockerd_api.engine.confinement import Confinement
 from dockerd_api.engine.containers import Containers
+from dockerd_api.engine.events import Events, Happened
 from dockerd_api.engine.host import Host
-from dockerd_api.engine.model import Container
+from dockerd_api.engine.model import Container, Exec
 from dockerd_api.engine.store import Store
 from dockerd_api.engine.tasks import Tasks
 from dockerd_api.engine.tokens import Tokens
 
 if TYPE_CHECKING:
-    from dockerd_api.engine.events import Events
     from dockerd_api.images import Images
     from dockerd_api.network.manager import Networks
 
@@ -64,6 +64,8 @@ class Engine:
     security: Confinement
     # Containers that an API call stops in order to start again: their --rm waits.
     kept: set[str] = field(default_factory=set)
+    # Containers that an API call stops: the end of one is told with the stop that it completes.
+    stopping: set[str] = field(default_factory=set)
     # Set by __main__: compares a container with containerd's task (engine/exits).
     check_exit: Callable[[str], Awaitable[None]] = field(default=_nothing)
     # Work that nobody waits for; kept so that it is not collected, and awaited at the end.
@@ -84,16 +86,34 @@ class Engine:
         """The actor attributes of an event about a container."""
         return {**record.labels, "image": record.image_ref, "name": record.name, **more}
 
-    async def publish(self, record: Container, action: str, **more: str) -> None:
-        await self.events.publish("container", action, record.id, self.attributes(record, **more))
+    def happened(self, record: Container, action: str, **more: str) -> Happened:
+        """An event about a container, to be stored with the change that it tells (engine/store)."""
+        return Happened("container", action, record.id, self.attributes(record, **more))
 
-    async def publish_networks(self, record: Container, action: str) -> None:
+    def exec_happened(self, record: Container, run: Exec, action: str, **more: str) -> Happened:
+        """An event about an exec: exec_create, exec_start or exec_die."""
+        command = "" if action == "exec_die" else ": " + " ".join(run.config["Cmd"])
+        return self.happened(record, f"{action}{command}", execID=run.id, **more)
+
+    def networks_happened(self, record: Container, action: str) -> list[Happened]:
         """connect or disconnect, for each network that the container has."""
-        for endpoint in record.network_settings.get("endpoints") or ():
-            name = endpoint["network_name"]
-            kind = {"none": "null"}.get(name, name)
-            about = {"container": record.id, "name": name, "type": kind}
-            await self.events.publish("network", action, endpoint["network_id"], about)
+        return [
+            Happened(
+                "network",
+                action,
+                endpoint["network_id"],
+                {
+                    "container": record.id,
+                    "name": endpoint["network_name"],
+                    "type": {"none": "null"}.get(endpoint["network_name"], endpoint["network_name"]),
+                },
+            )
+            for endpoint in record.network_settings.get("endpoints") or ()
+        ]
+
+    async def publish(self, record: Container, action: str, **more: str) -> None:
+        """An event that changes no record."""
+        await self.events.publish(*self.happened(record, action, **more))
 
     def give_back(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs what gives back the parts of a removed container."""

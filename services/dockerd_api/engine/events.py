@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import errdefs
 from storage.database import Database
@@ -35,6 +35,15 @@ _BY_NAME = (
 _FILTERS = {"event", "type", "scope", "label", "image", *_BY_NAME}
 
 Filters = Mapping[str, Sequence[str]]
+
+
+class Happened(NamedTuple):
+    """What an event is made of. `attributes` are the labels and facts that Docker shows with it."""
+
+    type: str
+    action: str
+    actor_id: str
+    attributes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

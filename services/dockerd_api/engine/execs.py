@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import logging
 import secrets
 from typing import TYPE_CHECKING, Any
 
 import errdefs
 from linux.crashpoints import crashpoint
+from pb.containerd.v1.types import Process, Status
 
 from dockerd_api.engine import failure, merge, options, rootfs, spec, users
 from dockerd_api.engine.engine import Engine
-from dockerd_api.engine.model import Container, Exec, Phase
+from dockerd_api.engine.model import Container, Exec, Fact, Phase
 from dockerd_api.engine.tasks import is_alive
 
 if TYPE_CHECKING:
     from dockerd_api.streams.attach import PendingAttach
 
+log = logging.getLogger(__name__)
+
 _KEPT_PER_CONTAINER = 200  # ended execs that can still be inspected
 _COULD_NOT_START = 126
+_FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds between tries to settle a start
 
 
 class Execs:
@@ -26,6 +32,9 @@ class Execs:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        # Execs whose start is under way in this process, and those that a kept connection is to start.
+        self._starting: set[str] = set()
+        self._claimed: set[str] = set()
 
     def resolve(self, exec_id: str) -> Exec:
         """By full id, from memory; NotFound "No such exec instance: x"."""
@@ -49,8 +58,8 @@ class Execs:
         _must_run(container)
         await self._drop_old(container.id)
         record = Exec(id=secrets.token_hex(32), container_id=container.id, config=config)
-        await self._engine.store.put_exec(record)
-        await self._publish(container, record, "exec_create")
+        told = self._engine.exec_happened(container, record, "exec_create")
+        await self._engine.store.put_exec(record, events=[told])
         return record.id
 
     async def start_detached(self, exec_id: str, console_size: list[int] | None = None) -> None:
@@ -60,8 +69,31 @@ class Execs:
     async def start_attached(
         self, exec_id: str, attach: PendingAttach, console_size: list[int] | None = None
     ) -> None:
-        """Starts it with the client's connection as its stdio; the shim has the connection before it runs."""
+        """Starts it with the client's connection as its stdio; the shim has the connection before it runs.
+
+        Goes on with a start that an earlier process began for the same client.
+        """
+        self._claimed.discard(exec_id)
         await self._start(exec_id, attach, console_size)
+
+    def claim(self, exec_id: str) -> None:
+        """A kept connection is about to call `start_attached`, which a half-done start is left to."""
+        self._claimed.add(exec_id)
+
+    def give_up(self, exec_id: str) -> None:
+        """The connection of a `claim` is gone."""
+        self._claimed.discard(exec_id)
+        if self._is_half_started(self._engine.store.exec(exec_id)):
+            self._engine.spawn(self._settle(exec_id))
+
+    def recover(self) -> None:
+        """Finishes or undoes, in the background, the starts that ended with the process before. Called once
+        recovered connections had the time to `claim` theirs.
+        """
+        for container in self._engine.store.all():
+            for record in self._engine.store.execs_of(container.id):
+                if self._is_half_started(record):
+                    self._engine.spawn(self._settle(record.id))
 
     async def check_start(self, exec_id: str) -> None:
         """`check_startable` as the stream room asks for it."""
@@ -101,56 +133,111 @@ class Execs:
                 await self.exited(record.container_id, exec_id, 137)
         return self.resolve(exec_id)
 
-    async def exited(self, container_id: str, exec_id: str, code: int, cursor: int | None = None) -> None:
-        """The process of an exec ended; idempotent."""
+    async def exited(self, container_id: str, exec_id: str, code: int, fact: Fact | None = None) -> None:
+        """The process of an exec ended. It ends once: what comes again does nothing."""
         engine = self._engine
         record, container = engine.store.exec(exec_id), engine.store.get(container_id)
         if record is None or container is None or not record.started or record.exit_code is not None:
             return
         ended = dataclasses.replace(record, running=False, exit_code=code, pid=0)
-        await engine.store.put_exec(ended, cursor=cursor)
-        await self._publish(container, ended, "exec_die", exitCode=str(code))
+        told = engine.exec_happened(container, ended, "exec_die", exitCode=str(code))
+        await engine.store.put_exec(ended, cursor=fact.cursor if fact else None, events=[told])
         engine.spawn(self._delete(container_id, exec_id))
 
     async def _start(
         self, exec_id: str, attach: PendingAttach | None, console_size: list[int] | None
     ) -> None:
         engine = self._engine
-        record = self.check_startable(exec_id)
+        record = self.resolve(exec_id)
+        goes_on = attach is not None and self._is_half_started(record)
+        if not goes_on:
+            self.check_startable(exec_id)
         container = self.container_of(record)
-        started = dataclasses.replace(record, started=True, running=True)
-        await engine.store.put_exec(started)
-        added = False
+        self._starting.add(exec_id)
         try:
-            process = self._process(container, record, console_size)
-            await engine.tasks.add_exec(
-                container.id,
-                exec_id,
-                process,
-                terminal=record.tty,
-                stdin=bool(attach and attach.stdin),
-                attach_socket=container.attach_socket if attach else "",
-            )
-            added = True
-            crashpoint("engine.exec.added")
-            if attach is not None:
+            process = None
+            if goes_on:
+                process = await engine.tasks.get(container.id, exec_id)
+            else:
+                record = dataclasses.replace(record, started=True, running=True)
+                told = engine.exec_happened(container, record, "exec_start")
+                await engine.store.put_exec(record, events=[told])
+            await self._run(container, record, process, attach, console_size)
+        finally:
+            self._starting.discard(exec_id)
+
+    async def _run(
+        self,
+        container: Container,
+        record: Exec,
+        process: Process | None,
+        attach: PendingAttach | None,
+        console_size: list[int] | None,
+    ) -> None:
+        """Takes an exec that is recorded as started from the state that containerd knows to its run."""
+        engine = self._engine
+        added = process is not None
+        try:
+            if process is None:
+                await engine.tasks.add_exec(
+                    container.id,
+                    record.id,
+                    self._process(container, record, console_size),
+                    terminal=record.tty,
+                    stdin=bool(attach and attach.stdin),
+                    attach_socket=container.attach_socket if attach else "",
+                )
+                added = True
+                crashpoint("engine.exec.added")
+            if attach is not None and process is not None and process.status is Status.STOPPED:
+                attach.handed_over()  # before it was started, so that it has all the output
+            elif attach is not None:
                 await engine.containers.hand_over(container.attach_socket, attach)
-            await self._publish(container, record, "exec_start")
-            pid = await engine.tasks.start(container.id, exec_id)
+            if process is None or process.status is Status.CREATED:
+                pid = await engine.tasks.start(container.id, record.id)
+            else:
+                pid = process.pid
         except errdefs.BuoyError as error:
             translated, code = failure.translate(error)
-            failed = dataclasses.replace(
-                started, running=False, exit_code=code if added else _COULD_NOT_START
-            )
+            failed = dataclasses.replace(record, running=False, exit_code=code if added else _COULD_NOT_START)
             await engine.store.put_exec(failed)
             if added:
-                engine.spawn(self._delete(container.id, exec_id))
+                engine.spawn(self._delete(container.id, record.id))
             else:
                 translated = error
             raise translated from error
-        current = engine.store.exec(exec_id)
+        current = engine.store.exec(record.id)
         if current is not None and current.running:  # its end may have been reported meanwhile
             await engine.store.put_exec(dataclasses.replace(current, pid=pid))
+
+    def _is_half_started(self, record: Exec | None) -> bool:
+        """Recorded as started, without a pid, and by no call of this process?"""
+        return record is not None and record.running and not record.pid and record.id not in self._starting
+
+    async def _settle(self, exec_id: str) -> None:
+        """Lets an exec run that was about to, whose client, if it has one, has gone on to the shim; ends one
+        that containerd has not heard of.
+        """
+        wait = _FIRST_RETRY
+        while True:
+            record = self._engine.store.exec(exec_id)
+            if record is None or exec_id in self._claimed or not self._is_half_started(record):
+                return
+            self._starting.add(exec_id)
+            try:
+                container = self.container_of(record)
+                process = await self._engine.tasks.get(container.id, exec_id)
+                if process is None:
+                    await self.exited(container.id, exec_id, _COULD_NOT_START)
+                else:
+                    await self._run(container, record, process, None, None)
+                return
+            except errdefs.BuoyError as error:
+                log.warning("exec %s is not started yet: %s", exec_id, error)
+            finally:
+                self._starting.discard(exec_id)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LAST_RETRY)
 
     def _process(self, container: Container, record: Exec, console_size: list[int] | None) -> dict[str, Any]:
         config, host = record.config, dict(container.host_config)
@@ -187,10 +274,6 @@ class Execs:
         if record.tty and height and width:
             process["consoleSize"] = {"height": height, "width": width}
         return process
-
-    async def _publish(self, container: Container, record: Exec, action: str, **more: str) -> None:
-        command = "" if action == "exec_die" else ": " + " ".join(record.config["Cmd"])
-        await self._engine.publish(container, f"{action}{command}", execID=record.id, **more)
 
     async def _delete(self, container_id: str, exec_id: str) -> None:
         try:

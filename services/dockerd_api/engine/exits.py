@@ -1,7 +1,7 @@
 """What follows from a fact that containerd reports about a container: its exit, its restart, its OOM kill.
 
-Every function takes the container's token and is idempotent: a fact that comes again after a crash finds its
-effect recorded and does nothing. `cursor` goes into the same transaction as the effect.
+Every function takes the container's token. The effect, the event that tells it, the monitor's cursor and the
+fact's own time in the record are one transaction, so that a fact that comes again after a crash does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from linux.crashpoints import crashpoint
 
 from dockerd_api.engine import restarts
 from dockerd_api.engine.engine import Engine
-from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
+from dockerd_api.engine.events import Happened
+from dockerd_api.engine.model import Container, Exec, Fact, Phase, WaitOutcome, now_rfc3339
 from dockerd_api.engine.release import release_and_log
 from dockerd_api.engine.removal import forget, remove_exited
 from dockerd_api.engine.tasks import is_alive
@@ -32,73 +33,91 @@ _FIRST_RETRY, _LAST_RETRY = 0.1, 10.0  # seconds between tries of a clean-up
 
 
 async def exited(
-    engine: Engine, container_id: str, pid: int, code: int, at: str, cursor: int | None = None
+    engine: Engine, container_id: str, pid: int, code: int, at: str, fact: Fact | None = None
 ) -> None:
     """The first process of the task ended. `pid` 0 means whichever is recorded."""
     async with engine.tokens.hold(container_id, timeout=_TOKEN):
         record = engine.store.get(container_id)
         if record is None or not record.state.alive or (pid and record.state.pid != pid):
             return
-        ended = record.with_state(
+        ended = _applied(record, fact).with_state(
             pid=0,
             exit_code=code,
             finished_at=at,
             oom_killed=record.state.oom_killed or _oom_killed(engine, record),
         )
-        if await _told_to_restart(engine, ended, cursor):
+        if await _told_to_restart(engine, ended, fact):
             return
-        await _finish(engine, ended, cursor, died=False)
+        await _finish(engine, ended, fact, died=False)
 
 
 async def decided(
-    engine: Engine, container_id: str, restart: bool, count: int, cursor: int | None = None
+    engine: Engine, container_id: str, restart: bool, count: int, fact: Fact | None = None
 ) -> None:
     """containerd says whether it starts the task again."""
     async with engine.tokens.hold(container_id, timeout=_TOKEN):
         record = engine.store.get(container_id)
-        if record is None or record.state.phase is not Phase.RESTARTING:
+        if record is None or record.state.phase is not Phase.RESTARTING or _known(record, fact):
             return
+        record = _applied(record, fact)
         if restart:
             counted = dataclasses.replace(record, restart_count=count)
-            await engine.store.put(counted, durable=False, cursor=cursor)
+            await engine.store.put(counted, durable=False, cursor=_cursor(fact))
             return
-        await _finish(engine, record, cursor, died=True)
+        await _finish(engine, record, fact, died=True)
 
 
 async def started_again(
-    engine: Engine, container_id: str, pid: int, at: str, cursor: int | None = None
+    engine: Engine, container_id: str, pid: int, at: str, fact: Fact | None = None
 ) -> None:
     """containerd started the task again by policy."""
     async with engine.tokens.hold(container_id, timeout=_TOKEN):
         record = engine.store.get(container_id)
-        if record is None or record.state.phase is not Phase.RESTARTING:
+        if record is None or record.state.phase is not Phase.RESTARTING or _known(record, fact):
             return
         running = dataclasses.replace(
-            record.with_state(phase=Phase.RUNNING, pid=pid, started_at=at, oom_killed=False),
+            _applied(record, fact).with_state(phase=Phase.RUNNING, pid=pid, started_at=at, oom_killed=False),
             runs=record.runs + 1,
         )
-        await engine.store.put(running, durable=False, cursor=cursor)
-        await engine.publish(running, "start")
+        told = [engine.happened(running, "start")]
+        await engine.store.put(running, durable=False, cursor=_cursor(fact), events=told)
 
 
-async def out_of_memory(engine: Engine, container_id: str, cursor: int | None = None) -> None:
+async def out_of_memory(engine: Engine, container_id: str, fact: Fact | None = None) -> None:
     async with engine.tokens.hold(container_id, timeout=_TOKEN):
         record = engine.store.get(container_id)
-        if record is None or not record.state.alive or record.state.oom_killed:
+        if record is None or not record.state.alive or record.state.oom_killed or _known(record, fact):
             return
-        await engine.store.put(record.with_state(oom_killed=True), durable=False, cursor=cursor)
-        await engine.publish(record, "oom")
+        killed = _applied(record, fact).with_state(oom_killed=True)
+        told = [engine.happened(killed, "oom")]
+        await engine.store.put(killed, durable=False, cursor=_cursor(fact), events=told)
 
 
-async def paused(engine: Engine, container_id: str, frozen: bool, cursor: int | None = None) -> None:
+async def paused(engine: Engine, container_id: str, frozen: bool, fact: Fact | None = None) -> None:
     """The task was paused or resumed, maybe by somebody else than us."""
     async with engine.tokens.hold(container_id, timeout=_TOKEN):
         record = engine.store.get(container_id)
         wanted = Phase.PAUSED if frozen else Phase.RUNNING
-        if record is None or not record.state.alive or record.state.phase is wanted:
+        if record is None or not record.state.alive or record.state.phase is wanted or _known(record, fact):
             return
-        await engine.store.put(record.with_state(phase=wanted), durable=False, cursor=cursor)
-        await engine.publish(record, "pause" if frozen else "unpause")
+        if fact is not None and fact.time <= record.frozen_at:
+            return
+        changed = _applied(record, fact).with_state(phase=wanted)
+        told = [engine.happened(changed, "pause" if frozen else "unpause")]
+        await engine.store.put(changed, durable=False, cursor=_cursor(fact), events=told)
+
+
+def _known(record: Container, fact: Fact | None) -> bool:
+    """Is the fact's effect, or that of a later one, in the record?"""
+    return fact is not None and fact.time <= record.last_fact
+
+
+def _applied(record: Container, fact: Fact | None) -> Container:
+    return record if fact is None else dataclasses.replace(record, last_fact=fact.time)
+
+
+def _cursor(fact: Fact | None) -> int | None:
+    return None if fact is None else fact.cursor
 
 
 async def check(engine: Engine, container_id: str) -> None:
@@ -145,7 +164,7 @@ def _oom_killed(engine: Engine, record: Container) -> bool:
     return bool(facts and facts.get("oom_killed"))
 
 
-async def _told_to_restart(engine: Engine, ended: Container, cursor: int | None) -> bool:
+async def _told_to_restart(engine: Engine, ended: Container, fact: Fact | None) -> bool:
     """Records that somebody will, or may, start the task again: containerd says so next, or we do it
     ourselves.
     """
@@ -158,33 +177,33 @@ async def _told_to_restart(engine: Engine, ended: Container, cursor: int | None)
             return False
         ended = dataclasses.replace(ended, restart_count=ended.restart_count + 1)
     restarting = ended.with_state(phase=Phase.RESTARTING)
-    await asyncio.gather(
-        engine.store.put(restarting, durable=False, cursor=cursor), _publish_die(engine, restarting)
-    )
+    execs, told = _ended_execs(engine, restarting)
+    told.append(_die(engine, restarting))
+    await engine.store.put(restarting, durable=False, cursor=_cursor(fact), execs=execs, events=told)
     crashpoint("engine.exit.restarting")
-    await _end_execs(engine, ended.id)
     await engine.containers.exited_for_now(ended.id, WaitOutcome(ended.state.exit_code))
     if delay is not None:
         engine.spawn(restarts.restart_later(engine, restarting, delay))
     return True
 
 
-async def _finish(engine: Engine, ended: Container, cursor: int | None, *, died: bool) -> None:
+async def _finish(engine: Engine, ended: Container, fact: Fact | None, *, died: bool) -> None:
     stopped = dataclasses.replace(ended.with_state(phase=Phase.EXITED), network_settings={})
     # A client that has seen the end of a --rm container may want its ports: else nothing need be waited for.
     at_once = _goes(engine, ended) and not ended.network_settings.get("ports")
     if at_once:
         stopped = stopped.with_state(phase=Phase.REMOVING)
-    writes = [engine.store.put(stopped, durable=False, cursor=cursor)]
+    execs, told = _ended_execs(engine, stopped)
+    told += engine.networks_happened(ended, "disconnect")
     if not died:
-        writes.append(_publish_die(engine, stopped))
-    writes.append(engine.publish_networks(ended, "disconnect"))
-    await asyncio.gather(*writes)
+        told.append(_die(engine, stopped))
+    if ended.id in engine.stopping:
+        told.append(engine.happened(stopped, "stop"))
+    await engine.store.put(stopped, durable=False, cursor=_cursor(fact), execs=execs, events=told)
     crashpoint("engine.exit.recorded")
     if at_once:
         await forget(engine, stopped, durable=False)
         return
-    await _end_execs(engine, ended.id)
     await engine.containers.exited(ended.id, WaitOutcome(ended.state.exit_code, ended.state.error))
     await clean_up(engine, stopped)
 
@@ -227,18 +246,23 @@ async def _clean_up_later(engine: Engine, container_id: str) -> None:
                 return
 
 
-async def _publish_die(engine: Engine, record: Container) -> None:
+def _die(engine: Engine, record: Container) -> Happened:
     duration = restarts.seconds_run(record)
-    await engine.publish(record, "die", exitCode=str(record.state.exit_code), execDuration=str(int(duration)))
+    return engine.happened(
+        record, "die", exitCode=str(record.state.exit_code), execDuration=str(int(duration))
+    )
 
 
-async def _end_execs(engine: Engine, container_id: str) -> None:
-    """No exec outlives the first process: the kernel kills the rest of its pid namespace
-    (pid_namespaces(7)).
+def _ended_execs(engine: Engine, record: Container) -> tuple[list[Exec], list[Happened]]:
+    """The container's running execs as ended, and the events of that. None outlives the first process: the
+    kernel kills the rest of its pid namespace (pid_namespaces(7)).
     """
-    for record in engine.store.execs_of(container_id):
-        if record.running:
-            await engine.store.put_exec(dataclasses.replace(record, running=False, exit_code=_KILLED, pid=0))
+    ended = [
+        dataclasses.replace(run, running=False, exit_code=_KILLED, pid=0)
+        for run in engine.store.execs_of(record.id)
+        if run.running
+    ]
+    return ended, [engine.exec_happened(record, run, "exec_die", exitCode=str(_KILLED)) for run in ended]
 
 
 async def ended_by_reboot(engine: Engine, record: Container) -> None:
@@ -247,8 +271,9 @@ async def ended_by_reboot(engine: Engine, record: Container) -> None:
     stopped = dataclasses.replace(
         record.with_state(phase=Phase.EXITED, pid=0, exit_code=code, finished_at=at), network_settings={}
     )
-    await engine.store.put(stopped, durable=False)
-    await _end_execs(engine, record.id)
+    execs, told = _ended_execs(engine, stopped)
+    told += [*engine.networks_happened(record, "disconnect"), _die(engine, stopped)]
+    await engine.store.put(stopped, durable=False, execs=execs, events=told)
     try:
         await clean_up(engine, stopped)
     except errdefs.BuoyError as error:

@@ -124,6 +124,10 @@ class Container:
     # How many tasks the container has had; the number of the present or last one is `runs - 1`.
     runs: int = 0
     boot_id: str = ""
+    # The time of the last fact of containerd that was applied to it, and the time at which we last froze or
+    # thawed it ourselves (microseconds since 1970): earlier facts are old news.
+    last_fact: int = 0
+    frozen_at: int = 0
     # A task, a network or containerd's record may have to be given back (engine/release).
     cleanup_due: bool = False
     # The attach socket that the present task was created with.
@@ -198,6 +202,18 @@ class Exec:
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in document.items() if key in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Where something that containerd reported stands in its event stream, in microseconds since 1970.
+
+    `cursor` is the time of the last fact before which none is unapplied, once this one is; it is stored with
+    the fact's effect.
+    """
+
+    time: int
+    cursor: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 Facts of one container are applied in their order, those of different containers beside each other, so that
 one that is stuck delays no other. The cursor, stored with the effects, is the time of the last fact before
-which none is unapplied; facts are applied again after a crash, and are idempotent (engine/exits). A stream
-that does not resume (a foreign containerd) is made good by listing the tasks and comparing.
+which none is unapplied; a fact that comes again after a crash finds its effect recorded (engine/exits). A
+stream that does not resume (a foreign containerd) is made good by listing the tasks and comparing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rpc.grpc import Channel
 from dockerd_api.engine import exits
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.execs import Execs
-from dockerd_api.engine.model import now_rfc3339, rfc3339
+from dockerd_api.engine.model import Fact, now_rfc3339, rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Monitor:
             while not queue.empty():
                 at, envelope = queue.get_nowait()
                 try:
-                    await self._apply(envelope, self._cursor_after(at))
+                    await self._apply(envelope, Fact(at, self._cursor_after(at)))
                 except errdefs.BuoyError as error:
                     log.error("fact %s of %s is not applied: %s", envelope.topic, subject, error)
                 except Exception:
@@ -133,29 +133,29 @@ class Monitor:
         finally:
             del self._queues[subject], self._workers[subject]
 
-    async def _apply(self, envelope: Envelope, cursor: int) -> None:
+    async def _apply(self, envelope: Envelope, fact: Fact) -> None:
         engine = self._engine
         match envelope.topic:
             case "/tasks/exit":
                 exit_ = _parse(envelope, TaskExit)
                 if exit_.id and exit_.id != exit_.container_id:
-                    await self._execs.exited(exit_.container_id, exit_.id, exit_.exit_status, cursor)
+                    await self._execs.exited(exit_.container_id, exit_.id, exit_.exit_status, fact)
                     return
                 at = rfc3339(exit_.exited_at) if exit_.exited_at else now_rfc3339()
-                await exits.exited(engine, exit_.container_id, exit_.pid, exit_.exit_status, at, cursor)
+                await exits.exited(engine, exit_.container_id, exit_.pid, exit_.exit_status, at, fact)
             case "/tasks/start":
                 begun = _parse(envelope, TaskStart)
                 at = rfc3339(envelope.timestamp) if envelope.timestamp else now_rfc3339()
-                await exits.started_again(engine, begun.container_id, begun.pid, at, cursor)
+                await exits.started_again(engine, begun.container_id, begun.pid, at, fact)
             case "/buoy/restart":
                 decision = _parse(envelope, RestartDecision)
-                await exits.decided(engine, decision.container_id, decision.restart, decision.count, cursor)
+                await exits.decided(engine, decision.container_id, decision.restart, decision.count, fact)
             case "/tasks/oom":
-                await exits.out_of_memory(engine, _parse(envelope, TaskOom).container_id, cursor)
+                await exits.out_of_memory(engine, _parse(envelope, TaskOom).container_id, fact)
             case "/tasks/paused":
-                await exits.paused(engine, _parse(envelope, TaskPaused).container_id, True, cursor)
+                await exits.paused(engine, _parse(envelope, TaskPaused).container_id, True, fact)
             case "/tasks/resumed":
-                await exits.paused(engine, _parse(envelope, TaskResumed).container_id, False, cursor)
+                await exits.paused(engine, _parse(envelope, TaskResumed).container_id, False, fact)
 
     def _cursor_after(self, at: int) -> int:
         """The cursor once the fact of this time is applied."""

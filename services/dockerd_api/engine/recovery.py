@@ -113,8 +113,7 @@ async def _starting(engine: Engine, record: Container) -> None:
             manually_stopped=False,
             network_settings=network_settings(attachment) if attachment else {},
         )
-        await engine.store.put(running, durable=True)
-        await engine.publish(running, "start")
+        await engine.store.put(running, durable=True, events=[engine.happened(running, "start")])
         return
     await release(engine, record)
     error = "the engine ended while it started the container"

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import logging
 import shutil
-import sqlite3
 from collections.abc import Mapping
 
 import errdefs
@@ -82,11 +81,7 @@ async def forget(engine: Engine, record: Container, *, durable: bool = True) -> 
     crashpoint("engine.remove.told")
     gone = record.with_state(phase=Phase.GONE)
 
-    def destroyed(connection: sqlite3.Connection) -> None:
-        engine.events.record(connection, "container", "destroy", record.id, engine.attributes(record))
-
-    await engine.store.bury(gone, durable=durable, also=destroyed)
-    engine.events.told()
+    await engine.store.bury(gone, durable=durable, events=[engine.happened(record, "destroy")])
     crashpoint("engine.remove.gone")
     engine.give_back(give_back(engine, gone))
 
@@ -132,7 +127,9 @@ async def prune(engine: Engine, wanted: Mapping[str, list[str]]) -> tuple[list[s
 
 async def remove_exited(engine: Engine, record: Container) -> None:
     """--rm: after the task and the network are given back."""
-    removing = dataclasses.replace(record.with_state(phase=Phase.REMOVING), cleanup_due=False)
-    await engine.store.put(removing, durable=False)
+    left = engine.networks_happened(record, "disconnect")  # of a start that was undone; an exit has told it
+    removing = record.with_state(phase=Phase.REMOVING)
+    removing = dataclasses.replace(removing, cleanup_due=False, network_settings={})
+    await engine.store.put(removing, durable=False, events=left)
     crashpoint("engine.remove.auto")
     await forget(engine, removing, durable=False)

@@ -29,8 +29,8 @@ async def rename(engine: Engine, ref: str, wanted: str) -> None:
             raise errdefs.Conflict(f"Error when allocating new name: {error.message}") from None
         try:
             renamed = dataclasses.replace(record, name=name)
-            await engine.store.put(renamed, durable=True)
+            told = engine.happened(renamed, "rename", oldName=f"/{record.name}")
+            await engine.store.put(renamed, durable=True, events=[told])
         except BaseException:
             engine.store.release_name(name, record.id)
             raise
-    await engine.publish(renamed, "rename", oldName=f"/{record.name}")

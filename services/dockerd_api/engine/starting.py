@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,9 @@ log = logging.getLogger(__name__)
 _SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"}
 
 
-async def start(engine: Engine, ref: str) -> None:
+async def start(engine: Engine, ref: str, *, restarts: bool = False) -> None:
     """Starts a container that is not running. NotModified when it runs; the error and exit code are
-    Docker's.
+    Docker's. `restarts`: it is the second half of a restart, and told as that too.
     """
     record = engine.containers.resolve(ref)
     async with engine.tokens.hold(record.id):
@@ -52,7 +53,7 @@ async def start(engine: Engine, ref: str) -> None:
                 raise errdefs.Conflict("cannot start a paused container, try unpause instead")
             case Phase.REMOVING | Phase.CREATING:
                 raise errdefs.Conflict("container is marked for removal and cannot be started")
-        failed = await start_held(engine, record)
+        failed = await start_held(engine, record, actions=("start", "restart") if restarts else ("start",))
     if failed is not None:
         if record.auto_remove:
             await _remove_failed(engine, record.id)
@@ -60,9 +61,11 @@ async def start(engine: Engine, ref: str) -> None:
 
 
 async def start_held(
-    engine: Engine, record: Container, *, restart_count: int = 0
+    engine: Engine, record: Container, *, restart_count: int = 0, actions: Sequence[str] = ("start",)
 ) -> errdefs.BuoyError | None:
-    """Starts it under its token; answers the error after having undone and recorded it."""
+    """Starts it under its token, told as `actions`; answers the error after having undone and recorded
+    it.
+    """
     if record.cleanup_due:
         await release(engine, record)
         record = dataclasses.replace(record, cleanup_due=False)
@@ -77,12 +80,15 @@ async def start_held(
             attach_socket=engine.attach_socket(record.id),
             boot_id=engine.host.boot_id,
             restart_count=restart_count,
+            network_settings={},
         )
-        await engine.store.put(starting, durable=False)
+        # A container that policy starts again here has had its network until now.
+        left = engine.networks_happened(record, "disconnect")
+        await engine.store.put(starting, durable=False, events=left)
         crashpoint("engine.start.intent")
         async with AsyncExitStack() as undo:
             try:
-                running = await _start(engine, starting, request, undo)
+                await _start(engine, starting, request, undo, actions)
             except _TaskError as error:
                 translated, code = failure.translate(error.error, prefix=error.prefix)
                 raise translated from error.error
@@ -90,7 +96,6 @@ async def start_held(
     except errdefs.BuoyError as error:
         await _failed(engine, record, error, code)
         return error
-    await engine.publish(running, "start")
     return None
 
 
@@ -103,8 +108,12 @@ class _TaskError(Exception):
 
 
 async def _start(
-    engine: Engine, record: Container, request: AttachRequest, undo: AsyncExitStack
-) -> Container:
+    engine: Engine,
+    record: Container,
+    request: AttachRequest,
+    undo: AsyncExitStack,
+    actions: Sequence[str],
+) -> None:
     undo.push_async_callback(engine.networks.detach, record.id)
     attachment, rootfs_mounts = await asyncio.gather(
         engine.networks.attach(request), engine.images.snapshot_mounts(record.id)
@@ -140,7 +149,7 @@ async def _start(
     address = next((e.ip_address for e in attachment.endpoints if e.ip_address), "")
     connected = dataclasses.replace(record, network_settings=network_settings(attachment))
     await asyncio.gather(
-        engine.publish_networks(connected, "connect"),
+        engine.store.put(connected, durable=False, events=engine.networks_happened(connected, "connect")),
         engine.containers.hand_over_attaches(record.id, record.attach_socket),
         ports_handover.hand_over(record.attach_socket, address, attachment.listeners),
     )
@@ -158,12 +167,12 @@ async def _start(
         runs=record.runs + 1,
         manually_stopped=False,
     )
-    await engine.store.put(running, durable=True)
+    told = [engine.happened(running, action) for action in actions]
+    await engine.store.put(running, durable=True, events=told)
     crashpoint("engine.start.recorded")
     await engine.containers.hand_over_attaches(record.id, record.attach_socket)
     for _, sock in attachment.listeners:
         sock.close()
-    return running
 
 
 async def _failed(engine: Engine, record: Container, error: errdefs.BuoyError, code: int) -> None:
@@ -177,7 +186,9 @@ async def tell_failed(engine: Engine, failed: Container) -> None:
     """Records a start that failed and ends the waiting of its clients. Until they are told the record says
     that something is to be done, so that start-up tells them.
     """
-    await engine.store.put(dataclasses.replace(failed, cleanup_due=True), durable=False)
+    left = engine.networks_happened(engine.store.get(failed.id) or failed, "disconnect")
+    failed = dataclasses.replace(failed, cleanup_due=True, network_settings={})
+    await engine.store.put(failed, durable=False, events=left)
     engine.containers.abandon_attaches(failed.id)
     await engine.containers.exited(failed.id, WaitOutcome(failed.state.exit_code, failed.state.error))
     await engine.store.put(dataclasses.replace(failed, cleanup_due=False), durable=False)

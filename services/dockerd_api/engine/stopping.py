@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -38,16 +39,19 @@ async def stop(engine: Engine, ref: str, *, timeout: int | None, signal_name: st
     if timeout is None:
         own = record.config.get("StopTimeout")
         timeout = _DEFAULT_STOP_TIMEOUT if own is None else int(own)
-    async with _exit_of(engine, record) as exited:
-        await mark_stopped(engine, record)
-        try:
-            await _signal(engine, record, number)
-            async with asyncio.timeout(None if timeout < 0 else timeout):
-                await asyncio.shield(exited)
-        except (TimeoutError, errdefs.FailedPrecondition):
-            await _signal(engine, record, signal.SIGKILL)
-            await _end(exited, record)
-    await engine.publish(record, "stop")
+    engine.stopping.add(record.id)
+    try:
+        async with _exit_of(engine, record) as exited:
+            await mark_stopped(engine, record)
+            try:
+                await _signal(engine, record, number)
+                async with asyncio.timeout(None if timeout < 0 else timeout):
+                    await asyncio.shield(exited)
+            except (TimeoutError, errdefs.FailedPrecondition):
+                await _signal(engine, record, signal.SIGKILL)
+                await _end(exited, record)
+    finally:
+        engine.stopping.discard(record.id)
 
 
 async def kill(engine: Engine, ref: str, signal_name: str) -> None:
@@ -83,10 +87,9 @@ async def restart(engine: Engine, ref: str, *, timeout: int | None, signal_name:
     try:
         with suppress(errdefs.NotModified):
             await stop(engine, record.id, timeout=timeout, signal_name=signal_name)
-        await start(engine, record.id)
+        await start(engine, record.id, restarts=True)
     finally:
         engine.kept.discard(record.id)
-    await engine.publish(record, "restart")
 
 
 async def pause(engine: Engine, ref: str) -> None:
@@ -106,8 +109,7 @@ async def pause(engine: Engine, ref: str) -> None:
             case _:
                 raise errdefs.Conflict(f"container {record.id} is not running")
         await engine.tasks.pause(record.id)
-        await engine.store.put(record.with_state(phase=Phase.PAUSED), durable=True)
-    await engine.publish(record, "pause")
+        await _put_frozen(engine, record, Phase.PAUSED, "pause")
 
 
 async def unpause(engine: Engine, ref: str) -> None:
@@ -118,8 +120,13 @@ async def unpause(engine: Engine, ref: str) -> None:
         if not record.state.paused:
             raise errdefs.Internal(f"Container {record.id} is not paused")
         await engine.tasks.resume(record.id)
-        await engine.store.put(record.with_state(phase=Phase.RUNNING), durable=True)
-    await engine.publish(record, "unpause")
+        await _put_frozen(engine, record, Phase.RUNNING, "unpause")
+
+
+async def _put_frozen(engine: Engine, record: Container, phase: Phase, action: str) -> None:
+    """containerd reports the same as a fact, which is old news then."""
+    frozen = dataclasses.replace(record.with_state(phase=phase), frozen_at=time.time_ns() // 1000)
+    await engine.store.put(frozen, durable=True, events=[engine.happened(frozen, action)])
 
 
 async def mark_stopped(engine: Engine, record: Container) -> None:
@@ -136,7 +143,10 @@ async def mark_stopped(engine: Engine, record: Container) -> None:
         crashpoint("engine.stop.marked")
         if current.state.restarting and not engine.restarts_below:
             stopped = dataclasses.replace(wanted.with_state(phase=Phase.EXITED), network_settings={})
-            await engine.store.put(stopped, durable=True)
+            told = engine.networks_happened(wanted, "disconnect")
+            if record.id in engine.stopping:
+                told.append(engine.happened(stopped, "stop"))
+            await engine.store.put(stopped, durable=True, events=told)
             await engine.containers.exited(record.id, WaitOutcome(stopped.state.exit_code))
         elif engine.restarts_below:
             with suppress(errdefs.NotFound):
@@ -145,16 +155,18 @@ async def mark_stopped(engine: Engine, record: Container) -> None:
 
 async def _signal(engine: Engine, record: Container, number: int) -> None:
     """Sends the signal; a process that is gone already is no error. A frozen one gets it when thawed."""
-    current = engine.store.get(record.id)
-    if current is None or not current.state.alive:
-        return
     try:
-        await engine.tasks.kill(record.id, number)
+        # Under the token: the end is told after what brought it.
+        async with engine.tokens.hold(record.id):
+            current = engine.store.get(record.id)
+            if current is None or not current.state.alive:
+                return
+            await engine.tasks.kill(record.id, number)
+            await engine.publish(current, "kill", signal=str(int(number)))
     except (errdefs.NotFound, errdefs.FailedPrecondition):
         if engine.store.get(record.id) is not None:
             await engine.check_exit(record.id)
         return
-    await engine.publish(current, "kill", signal=str(int(number)))
     if current.state.paused and number in (signal.SIGKILL, signals.stop_signal(current.config)):
         try:
             await engine.tasks.resume(record.id)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
 import errdefs
 from storage.database import Database
 
+from dockerd_api.engine.events import Events, Happened
 from dockerd_api.engine.model import Container, Exec, Phase
 
 MIGRATION = """
@@ -24,14 +25,21 @@ CREATE TABLE IF NOT EXISTS monitor (one INTEGER PRIMARY KEY CHECK (one = 1), cur
 CREATE TABLE IF NOT EXISTS boot (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
 """
 
+_PUT_CONTAINER = "INSERT OR REPLACE INTO containers VALUES (?, ?)"
+_PUT_EXEC = "INSERT OR REPLACE INTO execs VALUES (?, ?, ?)"
+_PUT_CURSOR = (
+    "INSERT INTO monitor VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET cursor = max(cursor, excluded.cursor)"
+)
+
 _ID_PREFIX = re.compile(r"[0-9a-f]+\Z")
 
 
 class Store:
-    """Containers and execs by id and name."""
+    """Containers and execs by id and name. A change and the events that tell it are one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, events: Events) -> None:
         self._database = database
+        self._events = events
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}
         self._execs: dict[str, Exec] = {}
@@ -40,9 +48,9 @@ class Store:
         self.cursor = 0
 
     @classmethod
-    async def open(cls, database: Database) -> Store:
+    async def open(cls, database: Database, events: Events) -> Store:
         """Reads every record. The database has had MIGRATION applied."""
-        store = cls(database)
+        store = cls(database, events)
 
         def read(connection: sqlite3.Connection) -> tuple[list[str], list[str], int]:
             containers = [row[0] for row in connection.execute("SELECT record FROM containers")]
@@ -115,16 +123,33 @@ class Store:
         if self._names.get(name) == container_id:
             del self._names[name]
 
-    async def put(self, record: Container, *, durable: bool, cursor: int | None = None) -> None:
-        """Stores the record, then shows it to readers. `cursor` is the monitor's, in the same transaction."""
-        text = json.dumps(record.to_json(), separators=(",", ":"))
+    async def put(
+        self,
+        record: Container,
+        *,
+        durable: bool,
+        cursor: int | None = None,
+        execs: Sequence[Exec] = (),
+        events: Sequence[Happened] = (),
+    ) -> None:
+        """Stores the record, then shows it to readers. In the same transaction: `cursor`, the monitor's;
+        `execs`, whose change is a part of the container's; `events`, which tell the change.
+        """
+        text = _text(record)
+        rows = [_row(run) for run in execs]
+        for run in execs:
+            self._remember_exec(run)
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO containers VALUES (?, ?)", (record.id, text))
+            connection.execute(_PUT_CONTAINER, (record.id, text))
+            connection.executemany(_PUT_EXEC, rows)
+            self._write_events(connection, events)
             _write_cursor(connection, cursor)
 
         await self._database.write(write, durable=durable)
         self._remember(record)
+        if events:
+            self._events.told()
 
     def forget(self, container_id: str) -> None:
         """Takes the container out of the readers' sight and frees its name; `bury` or `delete` makes it
@@ -136,21 +161,20 @@ class Store:
         for exec_id in self._execs_of.pop(container_id, ()):
             self._execs.pop(exec_id, None)
 
-    async def bury(
-        self, record: Container, *, durable: bool, also: Callable[[sqlite3.Connection], None]
-    ) -> None:
+    async def bury(self, record: Container, *, durable: bool, events: Sequence[Happened]) -> None:
         """Makes the removal of a forgotten container lasting; its record, with the phase GONE, stays until
-        `delete`. `also` writes in the same transaction.
+        `delete`. `events` tell it, in the same transaction.
         """
         self._gone[record.id] = record
-        text = json.dumps(record.to_json(), separators=(",", ":"))
+        text = _text(record)
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO containers VALUES (?, ?)", (record.id, text))
+            connection.execute(_PUT_CONTAINER, (record.id, text))
             connection.execute("DELETE FROM execs WHERE container_id = ?", (record.id,))
-            also(connection)
+            self._write_events(connection, events)
 
         await self._database.write(write, durable=durable)
+        self._events.told()
 
     async def delete(self, container_id: str, *, durable: bool = True) -> None:
         """Removes the container's record and its execs'."""
@@ -163,17 +187,23 @@ class Store:
 
         await self._database.write(write, durable=durable)
 
-    async def put_exec(self, record: Exec, *, durable: bool = False, cursor: int | None = None) -> None:
-        text = json.dumps(record.to_json(), separators=(",", ":"))
+    async def put_exec(
+        self, record: Exec, *, cursor: int | None = None, events: Sequence[Happened] = ()
+    ) -> None:
+        """Shows the record to readers at once and stores it as an intent, with `cursor` and `events` as
+        `put` does.
+        """
+        row = _row(record)
         self._remember_exec(record)
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT OR REPLACE INTO execs VALUES (?, ?, ?)", (record.id, record.container_id, text)
-            )
+            connection.execute(_PUT_EXEC, row)
+            self._write_events(connection, events)
             _write_cursor(connection, cursor)
 
-        await self._database.write(write, durable=durable)
+        await self._database.write(write, durable=False)
+        if events:
+            self._events.told()
 
     async def delete_execs(self, exec_ids: Iterable[str]) -> None:
         gone = list(exec_ids)
@@ -202,6 +232,10 @@ class Store:
 
         await self._database.write(write, durable=False)
 
+    def _write_events(self, connection: sqlite3.Connection, events: Sequence[Happened]) -> None:
+        for event in events:
+            self._events.record(connection, *event)
+
     def _remember(self, record: Container) -> None:
         old = self._containers.get(record.id)
         if old is not None and old.name != record.name:
@@ -214,6 +248,15 @@ class Store:
         self._execs_of.setdefault(record.container_id, {})[record.id] = None
 
 
+def _text(record: Container | Exec) -> str:
+    return json.dumps(record.to_json(), separators=(",", ":"))
+
+
+def _row(record: Exec) -> tuple[str, str, str]:
+    return record.id, record.container_id, _text(record)
+
+
 def _write_cursor(connection: sqlite3.Connection, cursor: int | None) -> None:
+    """It only grows: of two facts that are applied beside each other, the earlier may be stored last."""
     if cursor is not None:
-        connection.execute("INSERT OR REPLACE INTO monitor VALUES (1, ?)", (cursor,))
+        connection.execute(_PUT_CURSOR, (cursor,))

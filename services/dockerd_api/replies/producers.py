@@ -36,6 +36,8 @@ class ExecStarter(Protocol):
     """What is asked of the engine's execs."""
 
     async def start_attached(self, exec_id: str, attach: PendingAttach) -> None: ...
+    def claim(self, exec_id: str) -> None: ...
+    def give_up(self, exec_id: str) -> None: ...
 
 
 class Producers:
@@ -180,16 +182,24 @@ class Producers:
     async def exec(self, stream: ReplyStream) -> None:
         """params: exec, attach (fields of PendingAttach)."""
         exec_id = stream.params["exec"]
-        await stream.flushed()
+        self._execs.claim(exec_id)
         try:
+            await stream.flushed()
             await self._execs.start_attached(exec_id, _pending(stream, exec_id))
         except errdefs.BuoyError as error:
+            if stream.gone:
+                self._execs.give_up(exec_id)
+                raise
             # The upgrade is answered already: the client reads it where it expects output, as from the real
             # engine.
             log.info("exec %s cannot be started: %s", exec_id, error)
             text = f"{error.message}\r\n".encode()
             framed = struct.pack(">BxxxI", _STDOUT, len(text)) + text
             stream.finish(framed if stream.params["attach"]["multiplexed"] else text)
+        except asyncio.CancelledError:
+            if stream.gone:  # else this process ends, and the next one goes on
+                self._execs.give_up(exec_id)
+            raise
 
 
 def _pending(stream: ReplyStream, exec_id: str) -> PendingAttach:
