@@ -126,7 +126,7 @@ def show_tree(pid: int) -> None:
     while chain[-1] > 1:
         stat = Path(f"/proc/{chain[-1]}/stat").read_text().rpartition(")")[2].split()
         chain.append(int(stat[1]))
-    numbers = ",".join(str(number) for number in reversed(chain) if number > 0)
+    numbers = ",".join(str(number) for number in reversed(chain) if number > 1)
     subprocess.run(["ps", "-o", "pid,ppid,lstart,args", "--forest", "-p", numbers], check=True)
 
 
