@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _KEPT_PER_CONTAINER = 200  # ended execs that can still be inspected
 _COULD_NOT_START = 126
+_FOR_A_START = 5.0  # seconds that asking after an exec waits for its start
 _FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds between tries to settle a start
 
 
@@ -33,7 +35,7 @@ class Execs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         # Execs whose start is under way in this process, and those that a kept connection is to start.
-        self._starting: set[str] = set()
+        self._starting: dict[str, asyncio.Event] = {}
         self._claimed: set[str] = set()
 
     def resolve(self, exec_id: str) -> Exec:
@@ -122,7 +124,12 @@ class Execs:
     async def inspect(self, exec_id: str) -> Exec:
         """The record; one that is recorded as running is asked after, so that an end just seen is told."""
         record = self.resolve(exec_id)
-        if not record.running:
+        if record.running and exec_id in self._starting:
+            # The client may hear of a failure from the shim before we do, whose exit status says nothing.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._starting[exec_id].wait(), _FOR_A_START)
+            record = self.resolve(exec_id)
+        if not record.running or exec_id in self._starting:
             return record
         process = await self._engine.tasks.get(record.container_id, record.id)
         if process is not None and not is_alive(process):
@@ -153,7 +160,7 @@ class Execs:
         if not goes_on:
             self.check_startable(exec_id)
         container = self.container_of(record)
-        self._starting.add(exec_id)
+        self._starting[exec_id] = asyncio.Event()
         try:
             process = None
             if goes_on:
@@ -164,7 +171,7 @@ class Execs:
                 await engine.store.put_exec(record, events=[told])
             await self._run(container, record, process, attach, console_size)
         finally:
-            self._starting.discard(exec_id)
+            self._starting.pop(exec_id).set()
 
     async def _run(
         self,
@@ -223,7 +230,7 @@ class Execs:
             record = self._engine.store.exec(exec_id)
             if record is None or exec_id in self._claimed or not self._is_half_started(record):
                 return
-            self._starting.add(exec_id)
+            self._starting[exec_id] = asyncio.Event()
             try:
                 container = self.container_of(record)
                 process = await self._engine.tasks.get(container.id, exec_id)
@@ -235,7 +242,7 @@ class Execs:
             except errdefs.BuoyError as error:
                 log.warning("exec %s is not started yet: %s", exec_id, error)
             finally:
-                self._starting.discard(exec_id)
+                self._starting.pop(exec_id).set()
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LAST_RETRY)
 
