@@ -185,10 +185,15 @@ def kinds_by_id(connection: sqlite3.Connection) -> dict[int, str]:
     return dict(connection.execute("SELECT id, kind FROM snapshots").fetchall())
 
 
-def ever_used(connection: sqlite3.Connection) -> bool:
-    """Whether this database has had a snapshot, now or before."""
+def has_begun(connection: sqlite3.Connection) -> bool:
+    """Whether this database has served the store before: a folder without a row is then a crash's."""
     row = connection.execute("SELECT 1 FROM sqlite_sequence WHERE name='snapshots'").fetchone()
     return row is not None
+
+
+def begin(connection: sqlite3.Connection) -> None:
+    """Note that the database serves the store; sqlite_sequence may be written to (SQLite, Autoincrement)."""
+    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('snapshots', 0)")
 
 
 def unsynced(connection: sqlite3.Connection) -> list[int]:

@@ -79,8 +79,10 @@ class Snapshots:
         for key in damaged:
             log.error("snapshot %s was not on disk when the host went down", key)
         known = await self._db.read(records.kinds_by_id)
-        used = await self._db.read(records.ever_used)
-        leftovers = await self._in_thread(lambda: self._reconcile(known, used))
+        begun = await self._db.read(records.has_begun)
+        leftovers = await self._in_thread(lambda: self._reconcile(known, begun))
+        if not begun:
+            await self._db.write(records.begin)
         self._delete(leftovers)
         if await self._db.read(records.unsynced):
             self._sync_soon()
@@ -360,13 +362,13 @@ class Snapshots:
             if entry.name.startswith(_REMOVED) or (entry.name.isdigit() and int(entry.name) not in known)
         ]
 
-    def _reconcile(self, known: Mapping[int, str], used: bool) -> Sequence[Path]:
+    def _reconcile(self, known: Mapping[int, str], begun: bool) -> Sequence[Path]:
         """Make the folders agree with the rows, without deleting: what is to be deleted is renamed and
         returned.
         """
         entries = list(self._root.iterdir())
         numbers = {int(entry.name) for entry in entries if entry.name.isdigit()}
-        if numbers and not used:
+        if numbers and not begun:
             # The rows are gone, not the trees: a database begun anew must not take containers' files with it.
             aside = self._root.with_name(f"snapshots.unknown-{time.strftime('%Y%m%dT%H%M%S')}")
             self._root.rename(aside)
