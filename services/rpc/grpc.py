@@ -135,6 +135,10 @@ class _Gathered:
 # The client's side.
 
 
+class ConnectionLost(errdefs.Unavailable):
+    """There is no connection to the server, or it went before the answer: the work may be done or not."""
+
+
 class _ClientProtocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, _Gathered(cast(asyncio.Transport, transport))))
@@ -175,7 +179,7 @@ class _ClientStream(grpclib.client.Stream[Any, Any]):
             return errdefs.DeadlineExceeded(f"{self._method_name.rpartition('.')[2]}: no answer in time")
         if isinstance(error, (StreamTerminatedError, ProtocolError, H2Error, OSError)):
             where = getattr(self._channel, "path", "")
-            return errdefs.Unavailable(f"no connection to {where}: {error or type(error).__name__}")
+            return ConnectionLost(f"no connection to {where}: {error or type(error).__name__}")
         return error
 
     def _kind(self) -> str:
@@ -192,7 +196,7 @@ class Channel(grpclib.client.Channel):
 
     Generated stubs work on it unchanged. `namespace` is sent with every call. A unary call without a timeout
     of its own gets `timeout` seconds; `math.inf` means none, which is also what Tasks/Wait gets. Streams have
-    no deadline unless asked. Calls raise errors of errdefs only; a lost or refused connection is Unavailable.
+    no deadline unless asked. Calls raise errors of errdefs only, ConnectionLost for one lost or refused.
     """
 
     def __init__(self, path: str, *, namespace: str = "", timeout: float = 10.0, ssl: Any = None) -> None:

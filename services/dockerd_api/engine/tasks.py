@@ -1,12 +1,15 @@
 """containerd's containers and tasks as the engine uses them: one method a call, in its own words.
 
-Deadlines: calls that run a runtime get 60 s, the others the channel's own. Errors are those of errdefs.
+A call under way when containerd ends is asked of the next one, so that a restart of containerd is a delay
+and no failure. Deadlines: calls that run a runtime get 60 s, the others the channel's own. Errors are those
+of errdefs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -42,6 +45,7 @@ from pb.containerd.v1.types import Process, Status
 from pb.google.protobuf import Any as AnyMessage
 from pb.google.protobuf import Empty, FieldMask
 from rpc.grpc import Channel
+from rpc.persistent import PersistentStub
 
 RUNTIME = "io.containerd.runc.v2"
 _SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -49,15 +53,26 @@ _PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 _OPTIONS_URL = "containerd.runc.v1.Options"
 _RUNS = 60.0  # seconds, for a call behind which a runtime runs
 
+# How ours knows a repeated Create or Start, and answers it as the first (docs/contracts.md).
+_CALL_KEY = "buoy-call-key"
+
 T = TypeVar("T")
+
+
+class _Containers(PersistentStub, ContainersStub):
+    pass
+
+
+class _Tasks(PersistentStub, TasksStub):
+    pass
 
 
 class Tasks:
     """The calls to containerd. The channel names the namespace."""
 
     def __init__(self, channel: Channel) -> None:
-        self._containers = ContainersStub(channel)
-        self._tasks = TasksStub(channel)
+        self._containers = _Containers(channel)
+        self._tasks = _Tasks(channel)
         self._version = VersionStub(channel)
 
     async def version(self, *, timeout: float = 5.0) -> tuple[str, str]:
@@ -130,13 +145,14 @@ class Tasks:
                 options=AnyMessage(type_url=_OPTIONS_URL, value=bytes(Options(binary_name=runtime_binary))),
             ),
             timeout=_RUNS,
+            metadata=_call_key(),
         )
         return reply.pid
 
     async def start(self, container_id: str, exec_id: str = "") -> int:
         """Lets init, or an exec, run; answers its pid."""
         reply = await self._tasks.start(
-            StartRequest(container_id=container_id, exec_id=exec_id), timeout=_RUNS
+            StartRequest(container_id=container_id, exec_id=exec_id), timeout=_RUNS, metadata=_call_key()
         )
         return reply.pid
 
@@ -162,10 +178,24 @@ class Tasks:
             raise
 
     async def pause(self, container_id: str) -> None:
-        await self._tasks.pause(PauseTaskRequest(container_id=container_id), timeout=_RUNS)
+        """No error when it is paused already."""
+        try:
+            await self._tasks.pause(PauseTaskRequest(container_id=container_id), timeout=_RUNS)
+        except errdefs.FailedPrecondition:
+            if not await self._is(container_id, Status.PAUSED):
+                raise
 
     async def resume(self, container_id: str) -> None:
-        await self._tasks.resume(ResumeTaskRequest(container_id=container_id), timeout=_RUNS)
+        """No error when it runs already."""
+        try:
+            await self._tasks.resume(ResumeTaskRequest(container_id=container_id), timeout=_RUNS)
+        except errdefs.FailedPrecondition:
+            if not await self._is(container_id, Status.RUNNING):
+                raise
+
+    async def _is(self, container_id: str, status: Status) -> bool:
+        process = await self.get(container_id)
+        return process is not None and process.status is status
 
     async def resize(self, container_id: str, width: int, height: int, exec_id: str = "") -> None:
         await self._tasks.resize_pty(
@@ -226,6 +256,10 @@ class Tasks:
             )
         except errdefs.NotFound:
             return
+
+
+def _call_key() -> dict[str, str]:
+    return {_CALL_KEY: secrets.token_hex(8)}
 
 
 def is_alive(process: Process | None) -> bool:

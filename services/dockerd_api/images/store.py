@@ -58,7 +58,7 @@ class Images:
 
     async def prepare_snapshot(self, container_id: str, image: Image) -> None:
         """A writable snapshot named `container_id` on the image. Unpacks the image again when its snapshots
-        are gone. Raises AlreadyExists.
+        are gone.
         """
         try:
             await self._trees.prepare(container_id, image.chain_id)

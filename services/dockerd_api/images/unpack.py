@@ -12,6 +12,7 @@ from pb.containerd.services.leases import v1 as leases
 from pb.containerd.services.snapshots import v1 as pb
 from pb.containerd.types import Descriptor, Mount
 from rpc.grpc import Channel
+from rpc.persistent import PersistentStub
 
 from dockerd_api.images.model import Layer, chain_ids
 
@@ -22,11 +23,15 @@ _UNPACKED = "dev.buoy.unpacked-size"  # annotation of Apply's answer: the same
 _APPLY_TIMEOUT = 3600.0  # seconds for one layer
 
 
+class _Snapshots(PersistentStub, pb.SnapshotsStub):
+    pass
+
+
 class Trees:
     """The snapshot and diff services, as far as images need them."""
 
     def __init__(self, channel: Channel) -> None:
-        self._snapshots = pb.SnapshotsStub(channel)
+        self._snapshots = _Snapshots(channel)
         self._diff = diff.DiffStub(channel)
         self._leases = leases.LeasesStub(channel)
         # What Prepare has answered: the mounts of a snapshot are the same as long as there is one.
@@ -61,11 +66,17 @@ class Trees:
         return await self._stat(chain) is not None
 
     async def prepare(self, key: str, parent: str) -> None:
-        """An active snapshot `key` on the committed `parent`. Raises NotFound, AlreadyExists."""
-        answer = await self._snapshots.prepare(
-            pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent)
-        )
-        self._mounts[key] = list(answer.mounts)
+        """An active snapshot `key`, which nobody else uses, on the committed `parent`. Raises NotFound."""
+        self._mounts[key] = await self._prepare(key, parent, {})
+
+    async def _prepare(self, key: str, parent: str, metadata: dict[str, str]) -> list[Mount]:
+        try:
+            answer = await self._snapshots.prepare(
+                pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent), metadata=metadata
+            )
+        except errdefs.AlreadyExists:  # made by a call whose answer was lost: the key is ours
+            return await self.mounts(key)
+        return list(answer.mounts)
 
     async def mounts(self, key: str) -> list[Mount]:
         """What shows the snapshot `key`. Raises NotFound."""
@@ -116,12 +127,10 @@ class Trees:
         # A key of its own for each try: two loads of one layer do not wait for each other, the first to
         # commit wins.
         key = f"{_UNPACKING}{secrets.token_hex(8)} {chain}"
-        prepared = await self._snapshots.prepare(
-            pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent), metadata=held
-        )
+        prepared = await self._prepare(key, parent, held)
         try:
             answer = await self._diff.apply(
-                diff.ApplyRequest(diff=blob, mounts=prepared.mounts), timeout=_APPLY_TIMEOUT
+                diff.ApplyRequest(diff=blob, mounts=prepared), timeout=_APPLY_TIMEOUT
             )
             applied = answer.applied or Descriptor()
             if diff_id and applied.digest != diff_id:
@@ -147,6 +156,9 @@ class Trees:
             )
         except errdefs.AlreadyExists:
             await self.remove(key)
+        except errdefs.NotFound:  # committed by a call whose answer was lost
+            if await self._stat(name) is None:
+                raise
 
     async def _hold(self, lease: str, chain: str) -> None:
         await self._leases.add_resource(
