@@ -33,14 +33,14 @@ from pb.containerd.task.v2 import CreateTaskRequest, ExecProcessRequest
 
 from shim_svc import exit_record, mounts
 from shim_svc.attach import Attachments
-from shim_svc.bundle import Spec, TaskState, read_file, read_spec, remove_file, write_file, write_state
+from shim_svc.bundle import Spec, TaskState, read_spec, remove_file, write_file, write_state
 from shim_svc.exit_record import ExitRecord
 from shim_svc.facts import Facts
 from shim_svc.logs import JsonFileLog
 from shim_svc.oom import OomWatch
 from shim_svc.process import Process, Status, check_identifier
 from shim_svc.reaper import Exit, Reaper
-from shim_svc.runtime import Runtime
+from shim_svc.runtime import Runtime, read_pid
 from shim_svc.stdio import ProcessIO, Stdio
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class Container:
                 no_new_keyring=self._options.no_new_keyring,
             )
             crashpoint("shim.create.made")
-            init.pid = _read_pid(pid_file)
+            init.pid = read_pid(pid_file)
             init.io.started()
             if init.attachments is not None:
                 init.attachments.begin_input(init.io.input)
@@ -313,14 +313,13 @@ class Container:
         with self._reaper:
             try:
                 stdio, console = process.io.open()
-                await self._runtime.exec(
+                process.pid = await self._runtime.exec(
                     self.id,
                     process=self._exec_file(process, "process.json"),
                     pid_file=pid_file,
                     stdio=stdio,
                     console_socket=console,
                 )
-                process.pid = _read_pid(pid_file)
                 process.io.started()
             except BaseException as error:
                 process.io.close()
@@ -571,10 +570,3 @@ class Container:
 def _need(attachments: Attachments | None) -> Attachments:
     assert attachments is not None
     return attachments
-
-
-def _read_pid(path: str) -> int:
-    try:
-        return int(read_file(path))
-    except (OSError, ValueError) as error:
-        raise errdefs.Internal(f"failed to retrieve OCI runtime container pid: {error}") from error

@@ -18,7 +18,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from linux.fds import close_all_but
 
@@ -51,13 +52,28 @@ def _undo_inherited(stdio: tuple[int, int, int], keep: Iterable[int]) -> None:
     signal.set_wakeup_fd(-1)
     for number in _HANDLED:
         _signal.signal(number, _DEFAULT)
+    set_stdio(stdio)
+    close_all_but({0, 1, 2, *keep})
+    _signal.pthread_sigmask(_SETMASK, ())
+
+
+def set_stdio(stdio: tuple[int, int, int]) -> None:
+    """Make these descriptors, above 2 or their own number, 0, 1 and 2 of this process."""
     for target, source in enumerate(stdio):
         if source != target:
             os.dup2(source, target)
         else:
             os.set_inheritable(target, True)
-    close_all_but({0, 1, 2, *keep})
-    _signal.pthread_sigmask(_SETMASK, ())
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block the signals that this process has handlers for, around a fork."""
+    mask = _signal.pthread_sigmask(_BLOCK, _HANDLED)
+    try:
+        yield
+    finally:
+        _signal.pthread_sigmask(_SETMASK, mask)
 
 
 def fork_child(

@@ -53,6 +53,10 @@ class Reaper:
         """Whether `pid` is a watched process that has not been waited for, so that its number is its own."""
         return pid in self._watched
 
+    def has_ended(self, pid: int) -> bool:
+        """Within a hold: whether an unwatched process was waited for, and its number given up."""
+        return pid in self._early
+
     def __enter__(self) -> None:
         """Keep exits of processes that nobody watches yet until all holders are done."""
         self._holds += 1

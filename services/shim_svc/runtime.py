@@ -7,6 +7,7 @@ The built-in runtime runs in the child as it is, without a new interpreter; any 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -17,11 +18,16 @@ from collections.abc import Sequence
 import errdefs
 from linux.syscalls import PR_SET_PDEATHSIG, prctl
 from runc_bin.__main__ import main as run_built_in
+from runc_bin.commands.launch import connect_console
 from runc_bin.libcontainer.container import check_startable, delete_ended, opened_fifo, take_fifo
+from runc_bin.libcontainer.exec_in import Begun, ExecOptions, begin, hear
 from runc_bin.libcontainer.failures import reason
+from runc_bin.libcontainer.fields import load_json
+from runc_bin.libcontainer.process_spec import read_process
 from runc_bin.libcontainer.state import load_state
 
-from shim_svc.forks import fork_child
+from shim_svc.bundle import read_file
+from shim_svc.forks import fork_child, set_stdio, signals_blocked
 from shim_svc.reaper import Reaper
 from shim_svc.title import set_title
 
@@ -197,8 +203,13 @@ class Runtime:
         pid_file: str,
         stdio: tuple[int, int, int],
         console_socket: str,
-    ) -> None:
-        """Run one more process, described by the file `process`, in the container."""
+    ) -> int:
+        """Run one more process, described by the file `process`, in the container; its pid.
+
+        To be called within a hold of the reaper.
+        """
+        if self.built_in:
+            return await self._exec_here(container, process, stdio, console_socket)
         await self.call(
             "exec",
             "--process",
@@ -212,6 +223,51 @@ class Runtime:
             stdio=stdio,
             timeout=120.0,
         )
+        return read_pid(pid_file)
+
+    async def _exec_here(
+        self, container: str, process: str, stdio: tuple[int, int, int], console_socket: str
+    ) -> int:
+        """`exec` whose only child is the process itself."""
+        failure = "OCI runtime exec failed"
+        try:
+            begun = self._begin_exec(container, process, stdio, console_socket)
+            try:
+                ready: bool | None = False
+                while ready is not None:
+                    await _either_readable((begun.channel.fileno(),))
+                    ready = hear(begun.channel, ready=ready)
+            except BaseException:
+                if not self._reaper.has_ended(begun.pid):
+                    os.kill(begun.pid, signal.SIGKILL)
+                raise
+            finally:
+                begun.channel.close()
+        except TimeoutError:
+            raise errdefs.DeadlineExceeded(f"{failure}: the process was not ready in {_START:g} s") from None
+        except (errdefs.BuoyError, OSError) as error:
+            raise errdefs.Internal(f"{failure}: exec failed: {reason(error)}") from error
+        return begun.pid
+
+    def _begin_exec(
+        self, container: str, process: str, stdio: tuple[int, int, int], console_socket: str
+    ) -> Begun:
+        root = self._options[1]
+        record = load_state(root, container)
+        wanted = load_json(process, read_process, f"open {process}: no such file or directory")
+        console = connect_console(console_socket) if wanted.terminal else None
+        try:
+            with signals_blocked():
+                return begin(
+                    root,
+                    record,
+                    wanted,
+                    ExecOptions(console=console),
+                    first=lambda: _become_runtime(f"exec {container}", stdio),
+                )
+        finally:
+            if console is not None:
+                console.close()
 
     async def kill(self, container: str, number: int, *, every: bool) -> None:
         """Send a signal to init, or to every process of the container."""
@@ -262,6 +318,21 @@ class Runtime:
         await self.call(
             "update", "--resources", "-", container, failure="OCI runtime update failed", stdin=resources
         )
+
+
+def _become_runtime(words: str, stdio: tuple[int, int, int]) -> None:
+    """The first thing in a child that is the runtime; libcontainer undoes what else it has inherited."""
+    gc.disable()
+    set_stdio(stdio)
+    set_title(f"{BUILT_IN} {words}", BUILT_IN)
+
+
+def read_pid(path: str) -> int:
+    """The number in a pid file of the runtime; Internal."""
+    try:
+        return int(read_file(path))
+    except (OSError, ValueError) as error:
+        raise errdefs.Internal(f"failed to retrieve OCI runtime container pid: {error}") from error
 
 
 async def _either_readable(fds: Sequence[int]) -> None:

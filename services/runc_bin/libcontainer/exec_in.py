@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import NoReturn
 
 from errdefs import FailedPrecondition, Internal
@@ -56,10 +57,47 @@ class Joining(Record):
     seccomp_program: bytes | None
 
 
+class Begun(Record):
+    """A child that has been told to go on. What it says on `channel` is to be given to `hear` until all is
+    said; then the channel is to be closed.
+    """
+
+    pid: int
+    channel: Channel
+
+
 def start(root: str, record: State, process: Process, options: ExecOptions) -> int:
     """Start `process` in a container and return its pid once it runs; it is this process's child.
 
     FailedPrecondition when the container is stopped, or paused without `ignore_paused`.
+    """
+    begun = begin(root, record, process, options)
+    try:
+        ready: bool | None = False
+        while ready is not None:
+            ready = hear(begun.channel, ready=ready)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(begun.pid, signal.SIGKILL)
+        os.waitpid(begun.pid, 0)
+        raise
+    finally:
+        begun.channel.close()
+    return begun.pid
+
+
+def begin(
+    root: str,
+    record: State,
+    process: Process,
+    options: ExecOptions,
+    *,
+    first: Callable[[], None] | None = None,
+) -> Begun:
+    """The part of `start` that waits for nothing. The child calls `first` before anything else.
+
+    The caller has one thread, and no signal of its own may come to the child before it has undone the
+    handlers: block them around the call.
     """
     now = container.status(root, record)
     if now == "stopped":
@@ -75,7 +113,7 @@ def start(root: str, record: State, process: Process, options: ExecOptions) -> i
     with contextlib.ExitStack() as stack:
         pidfd = _open_init(record)
         stack.callback(os.close, pidfd)
-        return _start(record, process, options, pidfd, program, stack)
+        return _begin(record, process, options, pidfd, program, stack, first)
 
 
 def _open_init(record: State) -> int:
@@ -89,16 +127,19 @@ def _open_init(record: State) -> int:
     return pidfd
 
 
-def _start(
+def _begin(
     record: State,
     process: Process,
     options: ExecOptions,
     pidfd: int,
     program: bytes | None,
     stack: contextlib.ExitStack,
-) -> int:
+    first: Callable[[], None] | None,
+) -> Begun:
     ours, theirs = Channel.pair()
-    stack.callback(ours.close)
+    stack.callback(theirs.close)
+    failed = stack.enter_context(contextlib.ExitStack())
+    failed.callback(ours.close)
     manager = container.manager_of(record)
     group = None
     if "" in manager.paths:
@@ -119,22 +160,14 @@ def _start(
         passed_fds=options.preserve_fds,
         seccomp_program=program,
     )
-    interpreter.seal()
     pid = _clone(pidfd, flags, group)
     if pid == 0:
-        _run(joining)
-    theirs.close()
+        _run(joining, first)
     crashpoint("runc.exec.cloned")
-    try:
-        with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
-            ours.send(Message.GO)
-        _converse(ours)
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    return pid
+    with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
+        ours.send(Message.GO)
+    failed.pop_all()
+    return Begun(pid, ours)
 
 
 def _clone(pidfd: int, flags: int, group: int | None) -> int:
@@ -145,34 +178,40 @@ def _clone(pidfd: int, flags: int, group: int | None) -> int:
     try:
         with step(f"{START_ERROR}: error executing setns process"):
             syscalls.setns(pidfd, syscalls.CLONE_NEWPID)
-        pid = syscalls.clone(0, cgroup_fd=group)
-        if pid:
-            syscalls.setns(own, syscalls.CLONE_NEWPID)
+        pid = -1
+        try:
+            pid = syscalls.clone(0, cgroup_fd=group)
+        finally:
+            if pid:
+                syscalls.setns(own, syscalls.CLONE_NEWPID)
         return pid
     finally:
         os.close(own)
 
 
-def _converse(channel: Channel) -> None:
-    ready = False
-    while True:
-        got = channel.receive()
-        if got is None:
-            if ready:
-                return
-            raise Internal(f"{START_ERROR}: exec process exited before it was ready")
-        message, text = got
-        if message is Message.READY:
-            ready = True
-            with contextlib.suppress(BrokenPipeError):
-                channel.send(Message.DONE)
-        else:
-            raise Internal(f"{START_ERROR}: {text}")
+def hear(channel: Channel, *, ready: bool) -> bool | None:
+    """Take the child's next word. `ready`: what the last call has answered, False at first; None means that
+    all is said. Internal with the child's error.
+    """
+    got = channel.receive()
+    if got is None:
+        if ready:
+            return None
+        raise Internal(f"{START_ERROR}: exec process exited before it was ready")
+    message, text = got
+    if message is not Message.READY:
+        raise Internal(f"{START_ERROR}: {text}")
+    with contextlib.suppress(BrokenPipeError):
+        channel.send(Message.DONE)
+    return True
 
 
-def _run(joining: Joining) -> NoReturn:
+def _run(joining: Joining, first: Callable[[], None] | None) -> NoReturn:
     console_fd = joining.console_socket.fileno() if joining.console_socket else -1
     with init.reporting(joining.channel):
+        if first is not None:
+            first()
+        interpreter.seal()
         init.prepare_child(joining.channel, joining.passed_fds, (joining.pidfd, console_fd))
         joining.channel.expect(Message.GO)
         _enter(joining)
