@@ -63,6 +63,14 @@ def parse(words: list[str]) -> tuple[str, dict[str, str]]:
     return action, flags
 
 
+def _spare_imports() -> None:
+    """Have libraries do without what they only look whether it is there: a shim verifies no certificates and
+    no messages. What is loaded is memory that each fork has to map.
+    """
+    for name in ("ssl", "pydantic", "pydantic_core"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 def main() -> int:
     """Run one command; returns the exit code."""
     from shim_svc.title import ensure_room
@@ -81,6 +89,7 @@ def main() -> int:
             from shim_svc.commands import info
 
             return info()
+        _spare_imports()
         if action in ("nursery", "start"):
             ensure_room()
             sockets = Path(flags.get("sockets", DEFAULT_SOCKETS))

@@ -27,12 +27,12 @@ from shim_svc.forks import fork_child
 from shim_svc.journal import Journal
 from shim_svc.shim import ShimOptions, prepare, run_shim
 from shim_svc.title import set_title
-from shim_svc.warmth import rehearse
 
 log = logging.getLogger(__name__)
 
 _LONGEST = 65536  # bytes of a request
 _TAKEN = b"t"
+_HURRY = 0.1  # seconds that the start of a container takes
 _PAUSE = 0.2  # seconds before another spare is forked for one that died
 
 
@@ -65,6 +65,7 @@ def be_template(requests: socket.socket, journal: Journal, cgroups: Sequence[str
             os.close(alive)
         if taken:
             crashpoint("nursery.start.forked")
+            _leave_time(requests)
         else:
             time.sleep(_PAUSE)
 
@@ -112,13 +113,19 @@ def _wait(idle: int, requests: socket.socket) -> bool:
             return True
 
 
+def _leave_time(requests: socket.socket) -> None:
+    """Let the container that was just asked for go first, unless another is asked for."""
+    poller = select.poll()
+    poller.register(requests, select.POLLIN)
+    poller.poll(_HURRY * 1000)
+
+
 def _be_spare(
     requests: socket.socket, idle: int, alive: int, journal: Journal, cgroups: Sequence[str]
 ) -> int:
     """Wait for a container, then be its shim."""
     set_title("shim-svc nursery-spare", "shim-svc")
     prepared = prepare(cgroups)
-    rehearse(prepared.loop)
     poller = select.poll()
     poller.register(requests, select.POLLIN)
     poller.register(alive, 0)

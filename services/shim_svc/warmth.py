@@ -64,7 +64,7 @@ async def _warm_server() -> None:
 
 
 _fillers: list[bytes] = []
-_FILL = 64 * 1024  # bytes for each size of object
+_FILL = 48 * 1024  # bytes for each size of object
 _SMALL = 512  # bytes; larger ones are not Python's own to place (Objects/obmalloc.c)
 _OVERHEAD = sys.getsizeof(b"")
 
@@ -91,8 +91,3 @@ def warm() -> None:
         loop.run_until_complete(_warm_server())
     finally:
         loop.close()
-
-
-def rehearse(loop: asyncio.AbstractEventLoop) -> None:
-    """Run in a spare what its shim will run first: what it writes to are then pages of its own already."""
-    loop.run_until_complete(_warm_server())
