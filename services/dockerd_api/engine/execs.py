@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _KEPT_PER_CONTAINER = 200  # ended execs that can still be inspected
 _COULD_NOT_START = 126
 _FOR_A_START = 5.0  # seconds that asking after an exec waits for its start
+_FOR_A_FACT = 0.01  # seconds that asking after an exec waits for what is on its way
 _FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds between tries to settle a start
 
 
@@ -37,6 +38,7 @@ class Execs:
         # Execs whose start is under way in this process, and those that a kept connection is to start.
         self._starting: dict[str, asyncio.Event] = {}
         self._claimed: set[str] = set()
+        self._ending: dict[str, asyncio.Event] = {}
 
     def resolve(self, exec_id: str) -> Exec:
         """By full id, from memory; NotFound "No such exec instance: x"."""
@@ -131,6 +133,8 @@ class Execs:
             record = self.resolve(exec_id)
         if not record.running or exec_id in self._starting:
             return record
+        if await self._ends_soon(exec_id):
+            return self.resolve(exec_id)
         process = await self._engine.tasks.get(record.container_id, record.id)
         if process is not None and not is_alive(process):
             await self.exited(record.container_id, exec_id, process.exit_status)
@@ -139,6 +143,19 @@ class Execs:
             if not is_alive(task):
                 await self.exited(record.container_id, exec_id, 137)
         return self.resolve(exec_id)
+
+    async def _ends_soon(self, exec_id: str) -> bool:
+        """Whether the fact of the end comes within a moment: a client that has seen the end of its stream
+        asks while the fact is on its way, and asking below takes as long.
+        """
+        ended = self._ending.setdefault(exec_id, asyncio.Event())
+        try:
+            await asyncio.wait_for(ended.wait(), _FOR_A_FACT)
+        except TimeoutError:
+            return False
+        finally:
+            self._ending.pop(exec_id, None)
+        return True
 
     async def exited(self, container_id: str, exec_id: str, code: int, fact: Fact | None = None) -> None:
         """The process of an exec ended. It ends once: what comes again does nothing."""
@@ -149,6 +166,8 @@ class Execs:
         ended = dataclasses.replace(record, running=False, exit_code=code, pid=0)
         told = engine.exec_happened(container, ended, "exec_die", exitCode=str(code))
         await engine.store.put_exec(ended, cursor=fact.cursor if fact else None, events=[told])
+        if exec_id in self._ending:
+            self._ending[exec_id].set()
         engine.spawn(self._delete(container_id, exec_id))
 
     async def _start(
