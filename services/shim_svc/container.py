@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 
 _STDIO_WAIT = 2.0  # seconds that output may outlive its process, as Docker waits
 _EXECS_WAIT = 10.0  # seconds that execs may outlive init
-_UNDO_TRIES = 2  # clean-ups after a failed create: one may be killed
 _OPTIONS = "containerd.runc.v1.Options"
 
 
@@ -205,12 +204,10 @@ class Container:
             self._reaper.watch(init.pid, self._init_exited)
 
     async def _undo_runtime(self) -> None:
-        for _ in range(_UNDO_TRIES):
-            try:
-                await self._runtime.delete(self.id, force=True)
-                return
-            except errdefs.BuoyError as error:
-                log.warning("after a failed create: %s", error.message)  # the create's own error is told
+        try:
+            await self._runtime.delete(self.id, force=True)
+        except errdefs.BuoyError as error:
+            log.warning("after a failed create: %s", error.message)  # the create's own error is told
 
     def _attachments(self, process: Process, log_file: JsonFileLog | None) -> Attachments:
         folder = self.spec.container_dir if self.spec.container_dir != self.bundle else None

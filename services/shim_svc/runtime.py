@@ -33,6 +33,11 @@ from shim_svc.title import set_title
 
 BUILT_IN = "runc-bin"
 _START = 120.0  # seconds that init may take to go on
+_DELETE_TRIES = 4
+
+
+class _Killed(errdefs.Internal):
+    """The runtime was killed on its way."""
 
 
 class Runtime:
@@ -107,11 +112,12 @@ class Runtime:
                 os.close(source)
         if exit_.status:
             message = self._last_error(before)
+            kind = _Killed if exit_.status == 128 + signal.SIGKILL and not message else errdefs.Internal
             if not message:
                 message = f"{self.binary} did not terminate successfully: exit status {exit_.status}"
                 if printed.strip():
                     message += f": {printed.strip()}"
-            raise errdefs.Internal(f"{failure}: {message}")
+            raise kind(f"{failure}: {message}")
         return printed
 
     def _child(self, arguments: list[str]) -> int:
@@ -276,16 +282,24 @@ class Runtime:
         )
 
     async def delete(self, container: str, *, force: bool = False) -> None:
-        """Remove the container. One that the runtime does not know is no error."""
+        """Remove the container. One that the runtime does not know is no error; a runtime that is killed on
+        its way is called again.
+        """
         if self.built_in and not force and self._delete_here(container):
             return
-        try:
-            await self.call(
-                "delete", *(["--force"] if force else []), container, failure="failed to delete task"
-            )
-        except errdefs.Internal as error:
-            if "does not exist" not in error.message:
-                raise
+        for left in reversed(range(_DELETE_TRIES)):
+            try:
+                await self.call(
+                    "delete", *(["--force"] if force else []), container, failure="failed to delete task"
+                )
+                return
+            except _Killed:
+                if not left:
+                    raise
+            except errdefs.Internal as error:
+                if "does not exist" not in error.message:
+                    raise
+                return
 
     def _delete_here(self, container: str) -> bool:
         """`delete` without a child, where there is nothing to end and nothing to wait for; else False."""
