@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _KILLED = 137
 _LOST = 255  # as Docker says of a container whose end nobody saw
 _TOKEN = 300.0
+_AT_REST = (Phase.CREATED, Phase.EXITED)
 _FIRST_RETRY, _LAST_RETRY = 0.1, 10.0  # seconds between tries of a clean-up
 
 
@@ -148,6 +149,14 @@ def exit_facts(engine: Engine, record: Container, otherwise: int) -> tuple[int, 
     return int(facts.get("exit_status", otherwise)), str(facts.get("exited_at") or now_rfc3339())
 
 
+def began(engine: Engine, record: Container, pid: int) -> str:
+    """When this process of the container was started, by the shim's exit record; "" unless it was and has
+    ended.
+    """
+    facts = _exit_record(engine, record.with_state(pid=pid))
+    return str(facts.get("started_at") or "") if facts and facts.get("pid") == pid else ""
+
+
 def _exit_record(engine: Engine, record: Container) -> dict[str, Any] | None:
     path: Path = engine.folder(record.id) / "exit.json"
     try:
@@ -219,11 +228,12 @@ async def clean_up(engine: Engine, stopped: Container) -> None:
     What does not work now is tried again in the background.
     """
     if not await _clean_up(engine, stopped):
-        engine.spawn(_clean_up_later(engine, stopped.id))
+        engine.spawn(clean_up_later(engine, stopped.id))
 
 
 async def _clean_up(engine: Engine, stopped: Container) -> bool:
-    if not await release_and_log(engine, stopped, kill=False):
+    # A start that failed may have left a process.
+    if not await release_and_log(engine, stopped, kill=bool(stopped.state.error)):
         return False
     crashpoint("engine.exit.released")
     if _goes(engine, stopped):
@@ -233,14 +243,15 @@ async def _clean_up(engine: Engine, stopped: Container) -> bool:
     return True
 
 
-async def _clean_up_later(engine: Engine, container_id: str) -> None:
+async def clean_up_later(engine: Engine, container_id: str) -> None:
+    """Does what `clean_up` could not, unless it was started or removed meanwhile, which does it as well."""
     wait = _FIRST_RETRY
     while True:
         await asyncio.sleep(wait)
         wait = min(2 * wait, _LAST_RETRY)
         async with engine.tokens.hold(container_id, timeout=_TOKEN):
             record = engine.store.get(container_id)
-            if record is None or record.state.phase is not Phase.EXITED or not record.cleanup_due:
+            if record is None or not record.cleanup_due or record.state.phase not in _AT_REST:
                 return
             if await _clean_up(engine, record):
                 return

@@ -100,20 +100,24 @@ async def recover_held(engine: Engine, record: Container) -> None:
 
 
 async def _starting(engine: Engine, record: Container) -> None:
-    """Finished when the process runs already; everything that must come before has been done then. Else
-    undone.
+    """Finished when the process runs or has run: everything that must come before has been done then, and
+    what a program did cannot be undone. Else undone.
     """
     process = await engine.tasks.get(record.id) if record.boot_id == engine.host.boot_id else None
-    if is_alive(process):
-        assert process is not None
+    began = exits.began(engine, record, process.pid) if process is not None else ""
+    if process is not None and (began or is_alive(process)):
         attachment = await engine.networks.resume(record.id)
         running = dataclasses.replace(
-            record.with_state(phase=Phase.RUNNING, pid=process.pid, exit_code=0, started_at=now_rfc3339()),
+            record.with_state(
+                phase=Phase.RUNNING, pid=process.pid, exit_code=0, started_at=began or now_rfc3339()
+            ),
             runs=record.runs + 1,
             manually_stopped=False,
             network_settings=network_settings(attachment) if attachment else {},
         )
         await engine.store.put(running, durable=True, events=[engine.happened(running, "start")])
+        if began:
+            engine.spawn(exits.check(engine, record.id))
         return
     await release(engine, record)
     error = "the engine ended while it started the container"

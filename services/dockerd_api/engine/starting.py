@@ -1,4 +1,4 @@
-"""Starting a container, in the steps of docs/flows/run.md; a failure undoes them in reverse order."""
+"""Starting a container, in the steps of docs/flows/run.md; a failure undoes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import errdefs
@@ -27,7 +27,7 @@ from dockerd_api.engine import (
 )
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container, Phase, WaitOutcome, now_rfc3339
-from dockerd_api.engine.release import release
+from dockerd_api.engine.release import release, release_and_log
 
 if TYPE_CHECKING:
     from dockerd_api.network.model import Attachment, AttachRequest
@@ -70,6 +70,7 @@ async def start_held(
         await release(engine, record)
         record = dataclasses.replace(record, cleanup_due=False)
     code = failure.UNKNOWN
+    begun = None
     try:
         record = _named_as_donor(engine, record)
         request = attach_request(engine, record)
@@ -85,16 +86,16 @@ async def start_held(
         # A container that policy starts again here has had its network until now.
         left = engine.networks_happened(record, "disconnect")
         await engine.store.put(starting, durable=False, events=left)
+        begun = starting
         crashpoint("engine.start.intent")
-        async with AsyncExitStack() as undo:
-            try:
-                await _start(engine, starting, request, undo, actions)
-            except _TaskError as error:
-                translated, code = failure.translate(error.error, prefix=error.prefix)
-                raise translated from error.error
-            undo.pop_all()
+        try:
+            await _start(engine, starting, request, actions)
+        except _TaskError as error:
+            translated, code = failure.translate(error.error, prefix=error.prefix)
+            raise translated from error.error
     except errdefs.BuoyError as error:
-        await _failed(engine, record, error, code)
+        undone = begun is None or await release_and_log(engine, begun)
+        await _failed(engine, record, error, code, undone=undone)
         return error
     return None
 
@@ -107,33 +108,34 @@ class _TaskError(Exception):
         self.error, self.prefix = error, prefix
 
 
-async def _start(
-    engine: Engine,
-    record: Container,
-    request: AttachRequest,
-    undo: AsyncExitStack,
-    actions: Sequence[str],
-) -> None:
-    undo.push_async_callback(engine.networks.detach, record.id)
+async def _start(engine: Engine, record: Container, request: AttachRequest, actions: Sequence[str]) -> None:
     attachment, rootfs_mounts = await asyncio.gather(
         engine.networks.attach(request), engine.images.snapshot_mounts(record.id)
     )
-    for _, sock in attachment.listeners:
-        undo.callback(sock.close)
+    with ExitStack() as ours:
+        for _, sock in attachment.listeners:
+            ours.callback(sock.close)  # the shim has its own by then
+        await _start_attached(engine, record, attachment, rootfs_mounts, actions)
+
+
+async def _start_attached(
+    engine: Engine,
+    record: Container,
+    attachment: Attachment,
+    rootfs_mounts: list[Any],
+    actions: Sequence[str],
+) -> None:
     crashpoint("engine.start.attached")
     _write_files(engine, record, attachment)
     if shm.offers(record):
-        undo.callback(shm.unmount, engine, record.id)
         shm.mount(engine, record)
         crashpoint("engine.start.shm")
     around = _surroundings(engine, record, attachment, rootfs_mounts)
     document = spec.build(record, around)
-    undo.push_async_callback(engine.tasks.delete_container, record.id)
     await engine.tasks.create_container(
         record.id, document, image=record.image_ref, labels=_labels(engine, record)
     )
     crashpoint("engine.start.container")
-    undo.push_async_callback(engine.tasks.delete_task, record.id, missing_ok=True, kill=True)
     try:
         await engine.tasks.create_task(
             record.id,
@@ -171,27 +173,32 @@ async def _start(
     await engine.store.put(running, durable=True, events=told)
     crashpoint("engine.start.recorded")
     await engine.containers.hand_over_attaches(record.id, record.attach_socket)
-    for _, sock in attachment.listeners:
-        sock.close()
 
 
-async def _failed(engine: Engine, record: Container, error: errdefs.BuoyError, code: int) -> None:
+async def _failed(
+    engine: Engine, record: Container, error: errdefs.BuoyError, code: int, *, undone: bool
+) -> None:
     state = dataclasses.replace(record.state, exit_code=code, error=error.message, pid=0)
     if state.phase is Phase.STARTING:
         state = dataclasses.replace(state, phase=state.before)
-    await tell_failed(engine, dataclasses.replace(record, state=state))
+    await tell_failed(engine, dataclasses.replace(record, state=state), undone=undone)
+    if not undone:
+        from dockerd_api.engine.exits import clean_up_later  # what follows an exit may start again
+
+        engine.spawn(clean_up_later(engine, record.id))
 
 
-async def tell_failed(engine: Engine, failed: Container) -> None:
-    """Records a start that failed and ends the waiting of its clients. Until they are told the record says
-    that something is to be done, so that start-up tells them.
+async def tell_failed(engine: Engine, failed: Container, *, undone: bool = True) -> None:
+    """Records a start that failed and ends the waiting of its clients. Until they are told, and it is
+    `undone`, the record says that something is to be done, so that start-up does it.
     """
     left = engine.networks_happened(engine.store.get(failed.id) or failed, "disconnect")
     failed = dataclasses.replace(failed, cleanup_due=True, network_settings={})
     await engine.store.put(failed, durable=False, events=left)
     engine.containers.abandon_attaches(failed.id)
     await engine.containers.exited(failed.id, WaitOutcome(failed.state.exit_code, failed.state.error))
-    await engine.store.put(dataclasses.replace(failed, cleanup_due=False), durable=False)
+    if undone:
+        await engine.store.put(dataclasses.replace(failed, cleanup_due=False), durable=False)
 
 
 async def _remove_failed(engine: Engine, container_id: str) -> None:
