@@ -164,6 +164,7 @@ class _Http(HttpToolsProtocol):
                 self._slots.answered(self._slot)
             await send(message)
 
+        self._slots.begun(self._slot)
         await self._application(scope, receive, noting)
 
     def doubt(self) -> None:

@@ -109,9 +109,9 @@ async def _run(server: uvicorn.Server, listener: socket.socket, connections: Con
     while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.001)
     if not serving.done():
-        await connections.adopt(server)
         gc.collect()
         gc.freeze()
+        await connections.adopt(server)
         service_manager.ready("answers at the API socket")
         log.info("API listens on %s", listener.getsockname())
     await serving

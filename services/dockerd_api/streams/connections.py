@@ -8,6 +8,7 @@ can go on with and which have lost a request.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -16,6 +17,7 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,8 @@ SLOTS = 4096
 _SLOT = 2048
 _REQUEST = 4
 LONGEST_REQUEST = _SLOT - _REQUEST
+#: Seconds that the requests of a process that has ended delay the news that this one is ready.
+_TO_ANSWER = 0.25
 #: A request that has ended so many processes is not served again.
 _MOST_AGAIN = 3
 #: ASKED: a request was read that can be served again, and no byte of its reply was written. BUSY: any other
@@ -89,6 +93,11 @@ class Connections:
             at = slot * _SLOT
             self._state[at + 2 : at + _REQUEST + len(request)] = len(request).to_bytes(2, "little") + request
             self._state[at] = _ASKED
+
+    def begun(self, slot: int) -> None:
+        """To be called before a request is worked on: should this process end by it, that counts."""
+        if slot >= 0 and self._state[slot * _SLOT] == _ASKED:
+            self._state[slot * _SLOT + 1] += 1
 
     def answered(self, slot: int) -> None:
         """To be called before the last bytes of a reply are written: it may have arrived from here on."""
@@ -173,10 +182,14 @@ class Connections:
         return state in (_IDLE, _ANSWERED) or (state == _ASKED and again < _MOST_AGAIN)
 
     async def adopt(self, server: Server) -> int:
-        """Serve the connections that were taken up; returns how many. Called once `server` has started."""
+        """Serve the connections that were taken up; returns how many. Called once `server` has started.
+
+        Requests that were under way are answered when this returns, or take their time.
+        """
         from dockerd_api.hijack import connect_recovered
 
         count = len(self._taken_up)
+        asked = []
         while self._taken_up:
             slot, sock = self._taken_up.pop()
             at = slot * _SLOT
@@ -184,8 +197,11 @@ class Connections:
             if state == _ASKED:
                 length = int.from_bytes(self._state[at + 2 : at + _REQUEST], "little")
                 request = self._state[at + _REQUEST : at + _REQUEST + length]
-                self._state[at + 1] += 1
+                asked.append(at)
             await connect_recovered(server, sock, slot, request, doubt=state == _ANSWERED)
+        until = time.monotonic() + _TO_ANSWER
+        while time.monotonic() < until and any(self._state[at] == _ASKED for at in asked):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         return count
 
 
