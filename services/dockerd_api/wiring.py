@@ -42,6 +42,7 @@ from dockerd_api.streams.reply import Streams
 
 log = logging.getLogger(__name__)
 
+_CATCH_UP = 2.0  # seconds
 _WAIT_FOR_CONTAINERD = 3.0  # seconds; what is not recovered then is recovered beside the first requests
 
 
@@ -85,8 +86,10 @@ async def serve(config: Config, helper: NetnsHelper, passed: Mapping[str, Sequen
 
         connections.recover(streams.holds)
         streams.recover()
-        await _recover(engine, execs)
+        recovered = await _recover(engine, execs)
         monitor.start()
+        if recovered:
+            await monitor.caught_up(_CATCH_UP)
         stack.callback(asyncio.create_task(service_manager.watchdog()).cancel)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -165,8 +168,10 @@ async def _engine(
     return engine
 
 
-async def _recover(engine: Engine, execs: Execs) -> None:
-    """Waits a little for containerd; the rest is done beside the first requests."""
+async def _recover(engine: Engine, execs: Execs) -> bool:
+    """Waits a little for containerd, and answers whether it was there; else the rest is done beside the first
+    requests.
+    """
 
     async def everything() -> None:
         await recovery.recover(engine)
@@ -183,6 +188,7 @@ async def _recover(engine: Engine, execs: Execs) -> None:
     await asyncio.wait({task}, timeout=_WAIT_FOR_CONTAINERD)
     if task.done():
         task.result()
+    return task.done()
 
 
 def _seccomp(config: Config) -> str:

@@ -29,6 +29,7 @@ from dockerd_api.engine import exits
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.execs import Execs
 from dockerd_api.engine.model import Fact, now_rfc3339, rfc3339
+from dockerd_api.engine.tasks import is_alive
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,22 @@ class Monitor:
         for task in [*self._tasks, *self._workers.values()]:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    async def caught_up(self, timeout: float) -> None:
+        """Returns when the ends of processes that containerd knows of now are recorded, or after `timeout`
+        seconds: the first client of a new process reads what is, not what was.
+        """
+        with contextlib.suppress(TimeoutError, errdefs.BuoyError):
+            async with asyncio.timeout(timeout):
+                await self.subscribed.wait()
+                tasks = await self._engine.tasks.list()
+                ended = [container_id for container_id, process in tasks.items() if not is_alive(process)]
+                while any(self._alive(container_id) for container_id in ended):  # noqa: ASYNC110 - once a start
+                    await asyncio.sleep(0.002)
+
+    def _alive(self, container_id: str) -> bool:
+        record = self._engine.store.get(container_id)
+        return record is not None and record.state.alive
 
     async def _run(self) -> None:
         wait = 0.05
