@@ -31,6 +31,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import Deadline
 from grpclib.protocol import H2Protocol
 from h2.exceptions import H2Error
+from h2.settings import SettingCodes
 from pb.google.protobuf import Any as AnyMessage
 from pb.google.rpc import Status as StatusMessage
 
@@ -41,6 +42,7 @@ _KIND = "kind"
 _DETAILS = "grpc-status-details-bin"
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 _MESSAGE_LIMIT = 4096  # bytes of message in a trailer: clients refuse large header lists
+_LARGEST_FRAME = 1 << 20  # bytes
 _AT_ONCE = 8192  # bytes that are worth a write of their own
 # Unary calls that end when a process does: a deadline would be a wrong answer.
 _UNBOUNDED = frozenset({"/containerd.services.tasks.v1.Tasks/Wait", "/containerd.task.v2.Task/Wait"})
@@ -142,6 +144,13 @@ class ConnectionLost(errdefs.Unavailable):
 class _ClientProtocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, _Gathered(cast(asyncio.Transport, transport))))
+        _take_large_frames(self)
+
+
+def _take_large_frames(protocol: H2Protocol) -> None:
+    """Announce that the other side may send blobs in pieces larger than the 16 KiB of RFC 9113, 4.2."""
+    protocol.connection._connection.update_settings({SettingCodes.MAX_FRAME_SIZE: _LARGEST_FRAME})
+    protocol.connection.flush()
 
 
 def _from_grpc(error: GRPCError, kind: str) -> errdefs.BuoyError:
@@ -335,6 +344,7 @@ class _Protocol(H2Protocol):
                 cast(asyncio.Transport, transport).abort()
                 return
         super().connection_made(cast(asyncio.Transport, _Gathered(cast(asyncio.Transport, transport))))
+        _take_large_frames(self)
         self.open_connections.add(self)
 
     def data_received(self, data: bytes) -> None:
