@@ -128,11 +128,18 @@ class Engine:
                 )
         return "\n" + "\n".join(parts)
 
-    def until(self, what: str, holds: Callable[[], object], *, timeout: float = 20) -> None:
-        """Poll until `holds()` is true."""
+    def until(
+        self,
+        what: str,
+        holds: Callable[[], object],
+        *,
+        timeout: float = 20,
+        explain: Callable[[], object] = str,
+    ) -> None:
+        """Poll until `holds()` is true; `explain` says in the failure's message how it is instead."""
         deadline = time.monotonic() + timeout
         while not holds():
-            assert time.monotonic() < deadline, f"{what}: not within {timeout} s{self.logs()}"
+            assert time.monotonic() < deadline, f"{what}: not within {timeout} s: {explain()}{self.logs()}"
             time.sleep(0.02)
 
 
