@@ -29,7 +29,7 @@ from typing import Any
 import errdefs
 from linux import netns
 from linux.crashpoints import crashpoint
-from linux.fds import receive_fds, send_fds
+from linux.fds import close_all_but, receive_fds, send_fds
 from linux.syscalls import CLONE_NEWNET, prctl, setns
 
 from dockerd_api.network import netlink
@@ -217,6 +217,8 @@ class NetnsHelper:
         status = 1
         try:
             ours.close()
+            # The service manager has passed clients' connections: a copy here would keep them from ending.
+            close_all_but((0, 1, 2, theirs.fileno()))
             serve(theirs)
             status = 0
         finally:
