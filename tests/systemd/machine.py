@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.debian import REPO, debian_root, wheels
+from tests.systemd import host_cgroups
 
 # On a cgroup v1 host nspawn hands the controllers in read-only.
 WRITABLE = """[Unit]
@@ -38,6 +39,7 @@ class Machine:
         self.root = self._folder / "root"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
+        self._cgroups: list[Path] = []
         self.source = self._folder / "source"
 
     def make(self) -> None:
@@ -48,6 +50,7 @@ class Machine:
         self.copy_source(self.source)
         layers = f"lowerdir={base},upperdir={self._folder}/upper,workdir={self._folder}/work"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
+        self._cgroups = host_cgroups.make(self._folder.name)
         units = self.root / "etc/systemd/system"
         (units / "cgroups-writable.service").write_text(WRITABLE)
         (units / "sysinit.target.wants").mkdir(exist_ok=True)
@@ -73,6 +76,7 @@ class Machine:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=lambda: host_cgroups.enter(self._cgroups),
         )
         log.close()
         deadline = time.monotonic() + 60
@@ -178,4 +182,5 @@ class Machine:
                     self._nspawn.kill()
                     self._nspawn.wait()
             subprocess.run(["umount", "-l", self.root], check=False)
+        host_cgroups.remove(self._cgroups)
         shutil.rmtree(self._folder, ignore_errors=True)
