@@ -1,12 +1,6 @@
-"""ttrpc over Unix sockets: containerd's light RPC, client and server, on asyncio.
+"""The serving side of ttrpc.
 
-A frame is a header of 10 bytes (data length u32, stream id u32, both big-endian, message type u8, flags u8)
-and the data. A unary call is one Request frame of a new odd stream id and one Response frame of the same id.
-Only unary calls are spoken here; a streaming request is answered with UNIMPLEMENTED.
-Source: containerd/ttrpc PROTOCOL.md and request.proto.
-
-The server serves the service objects that betterproto2 generates for grpclib, so that one object answers on
-both wires.
+It serves the objects that betterproto2 generates for grpclib, so that one object answers on both wires.
 """
 
 from __future__ import annotations
@@ -17,89 +11,30 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import errdefs
 import grpclib
 import grpclib.const
 from betterproto2 import Message
-from errdefs.grpc import error_from, status_of
+from errdefs.grpc import status_of
 from pb.google.rpc import Status
-from pb.ttrpc import KeyValue, Request, Response
+from pb.ttrpc import Request, Response
+
+from rpc.ttrpc.frames import DATA, MAX_DATA, REMOTE_CLOSED, REMOTE_OPEN, REQUEST, RESPONSE, Frames
 
 log = logging.getLogger(__name__)
-
-HEADER = struct.Struct(">IIBB")
-MAX_DATA = 4 << 20  # bytes of data in one frame (messageLengthMax of the reference implementation)
-REQUEST, RESPONSE, DATA = 1, 2, 3
-REMOTE_CLOSED, REMOTE_OPEN = 0x1, 0x2
 
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED, _UNKNOWN = 3, 4, 8, 12, 2
 _CHUNK = 64 * 1024
 _PEERCRED = struct.Struct("3i")
-
-M = TypeVar("M", bound=Message)
 
 
 class Servable(Protocol):
     """What betterproto2 generates as `…Base`."""
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]: ...
-
-
-class _Frames:
-    """Cuts a byte stream into frames; a frame that is too long is skipped and reported by `oversized`."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._skip = 0
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes as they come."""
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        while True:
-            if self._skip:
-                taken = min(self._skip, len(buffer) - start)
-                self._skip -= taken
-                start += taken
-                if self._skip:
-                    break
-            if len(buffer) - start < HEADER.size:
-                break
-            length, stream, kind, flags = HEADER.unpack_from(buffer, start)
-            if length > MAX_DATA:
-                start += HEADER.size
-                self._skip = length
-                self.oversized(stream, length)
-                continue
-            end = start + HEADER.size + length
-            if len(buffer) < end:
-                break
-            self.frame(stream, kind, flags, bytes(buffer[start + HEADER.size : end]))
-            start = end
-        del buffer[:start]
-
-    def send(self, stream: int, kind: int, data: bytes) -> None:
-        """Queue one frame; nothing is sent on a connection that is gone."""
-        self.write(HEADER.pack(len(data), stream, kind, 0) + data)
-
-    def write(self, data: bytes) -> None:
-        """Send bytes, in order, or queue them."""
-        raise NotImplementedError
-
-    def frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
-        """One whole frame has arrived."""
-        raise NotImplementedError
-
-    def oversized(self, stream: int, length: int) -> None:
-        """A frame of `length` bytes of data begins, and is skipped."""
-        raise NotImplementedError
-
-
-# --- server ------------------------------------------------------------
 
 
 class _UnaryStream:
@@ -119,7 +54,7 @@ class _UnaryStream:
         self.response = message
 
 
-class _ServerConnection(_Frames):
+class _ServerConnection(Frames):
     """One accepted socket. It is read and written without asyncio's transports, whose many functions would be
     private memory in every shim, and take longer.
     """
@@ -384,142 +319,3 @@ def _peer_allowed(sock: socket.socket) -> bool:
     """Whether a Unix socket's other end belongs to root or to this process's user (unix(7), SO_PEERCRED)."""
     _, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
     return uid in (0, os.geteuid())
-
-
-# --- client ------------------------------------------------------------
-
-
-class _ClientConnection(_Frames, asyncio.Protocol):
-    def __init__(self) -> None:
-        super().__init__()
-        self._transport: asyncio.Transport | None = None
-        self.pending: dict[int, asyncio.Future[Response]] = {}
-        self.lost = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.feed(data)
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def frame(self, stream: int, kind: int, flags: int, data: bytes) -> None:
-        waiter = self.pending.pop(stream, None)
-        if kind != RESPONSE or waiter is None or waiter.done():
-            return  # a reply that came after its caller's deadline
-        try:
-            waiter.set_result(Response.parse(data))
-        except Exception as error:  # the parser's failures have no common class
-            waiter.set_exception(errdefs.Internal(f"ttrpc: unreadable reply: {error}"))
-
-    def oversized(self, stream: int, length: int) -> None:
-        waiter = self.pending.pop(stream, None)
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(errdefs.ResourceExhausted(f"ttrpc: reply of {length} bytes is too long"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        for waiter in self.pending.values():
-            if not waiter.done():
-                waiter.set_exception(errdefs.Unavailable("ttrpc: the connection was lost"))
-        self.pending.clear()
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-
-class Client:
-    """One connection to a ttrpc server. Calls run side by side on it."""
-
-    def __init__(self, connection: _ClientConnection, transport: asyncio.Transport, path: str) -> None:
-        self._connection = connection
-        self._transport = transport
-        self._stream = -1
-        self.path = path
-
-    @classmethod
-    async def connect(cls, path: str, *, timeout: float = 5.0) -> Client:
-        """Connect to the socket at `path` (unix:// may lead it). errdefs.Unavailable when nobody answers."""
-        path = path.removeprefix("unix://")
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeout):
-                transport, connection = await loop.create_unix_connection(_ClientConnection, path)
-        except TimeoutError:
-            raise errdefs.Unavailable(f"connect {path}: no answer in {timeout:g} s") from None
-        except OSError as error:
-            raise errdefs.Unavailable(f"connect {path}: {error.strerror or error}") from error
-        return cls(connection, transport, path)
-
-    @classmethod
-    async def over(cls, sock: socket.socket) -> Client:
-        """A client on a connected stream socket, which it owns from now on."""
-        loop = asyncio.get_running_loop()
-        transport, connection = await loop.create_connection(_ClientConnection, sock=sock)
-        return cls(connection, transport, "")
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection is gone, so that every call will fail."""
-        return self._transport.is_closing()
-
-    def wait_closed(self) -> Awaitable[None]:
-        """Completes when the connection is gone."""
-        return asyncio.shield(self._connection.lost)
-
-    async def call(
-        self,
-        service: str,
-        method: str,
-        request: Message,
-        reply: type[M],
-        *,
-        timeout: float = 10.0,
-        metadata: Mapping[str, str] | None = None,
-    ) -> M:
-        """Call `service`/`method` (`containerd.task.v2.Task`, `State`) and return the reply message.
-
-        timeout in seconds; 0 means none, for long polls and waits. Errors: the server's status as its errdefs
-        class; DeadlineExceeded when no reply came in time; Unavailable when the connection is or gets lost.
-        """
-        envelope = bytes(
-            Request(
-                service=service,
-                method=method,
-                payload=bytes(request),
-                timeout_nano=int(timeout * 1e9),
-                metadata=[KeyValue(key=key, value=value) for key, value in (metadata or {}).items()],
-            )
-        )
-        if len(envelope) > MAX_DATA:
-            raise errdefs.ResourceExhausted(f"ttrpc: request of {len(envelope)} bytes is too long")
-        if self._transport.is_closing():
-            raise errdefs.Unavailable("ttrpc: the connection was lost")
-        self._stream += 2
-        stream = self._stream
-        waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self._connection.pending[stream] = waiter
-        self._connection.send(stream, REQUEST, envelope)
-        try:
-            if timeout > 0:
-                async with asyncio.timeout(timeout):
-                    response = await waiter
-            else:
-                response = await waiter
-        except TimeoutError:
-            raise errdefs.DeadlineExceeded(f"{service}/{method}: no reply in {timeout:g} s") from None
-        finally:
-            self._connection.pending.pop(stream, None)
-        if response.status is not None and response.status.code:
-            raise error_from(response.status.code, response.status.message)
-        try:
-            return reply.parse(response.payload)
-        except Exception as error:  # the parser's failures have no common class
-            raise errdefs.Internal(f"{service}/{method}: unreadable reply: {error}") from error
-
-    async def close(self) -> None:
-        """End the connection; calls under way fail with Unavailable."""
-        self._transport.close()
-        await self._connection.lost
