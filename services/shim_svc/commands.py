@@ -23,7 +23,6 @@ from pb.containerd.task.v2 import DeleteResponse
 
 from shim_svc import cgroup, exit_record, mounts
 from shim_svc.bundle import bootstrap, read_state, remove_file, task_socket
-from shim_svc.container import as_time
 from shim_svc.forks import reset_inherited
 from shim_svc.journal import log_to
 from shim_svc.notify import Notifier, listen_fds
@@ -33,6 +32,7 @@ from shim_svc.reaper import Reaper
 from shim_svc.runtime import Runtime
 from shim_svc.shim import ShimOptions, answers, bind
 from shim_svc.signals import on_signals
+from shim_svc.task_facts import as_time
 from shim_svc.title import set_title
 from shim_svc.warmth import warm
 

@@ -7,7 +7,6 @@ before its exit, however fast it was. An exit is on record before anybody is tol
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import os
 import signal
@@ -16,18 +15,6 @@ from contextlib import ExitStack
 
 import errdefs
 from linux.crashpoints import crashpoint
-from pb.containerd.events import (
-    TaskCreate,
-    TaskDelete,
-    TaskExecAdded,
-    TaskExecStarted,
-    TaskExit,
-    TaskIo,
-    TaskOom,
-    TaskPaused,
-    TaskResumed,
-    TaskStart,
-)
 from pb.containerd.runc.v1 import Options
 from pb.containerd.task.v2 import CreateTaskRequest, ExecProcessRequest
 
@@ -42,23 +29,18 @@ from shim_svc.process import Process, Status, check_identifier
 from shim_svc.reaper import Exit, Reaper
 from shim_svc.runtime import Runtime, read_pid
 from shim_svc.stdio import ProcessIO, Stdio
+from shim_svc.task_facts import TaskFacts
 
 log = logging.getLogger(__name__)
 
 _STDIO_WAIT = 2.0  # seconds that output may outlive its process, as Docker waits
 _EXECS_WAIT = 10.0  # seconds that execs may outlive init
-_OPTIONS = "containerd.runc.v1.Options"
-
-
-def as_time(ns: int) -> datetime.datetime:
-    """Nanoseconds since 1970 as the stubs want them."""
-    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=ns // 1000)
 
 
 def _options_of(request: CreateTaskRequest) -> Options:
     if request.options is None or not request.options.value:
         return Options()
-    if request.options.type_url.rpartition("/")[2] != _OPTIONS:
+    if request.options.type_url.rpartition("/")[2] != "containerd.runc.v1.Options":
         raise errdefs.InvalidArgument(f"unknown options {request.options.type_url!r}")
     return Options.parse(request.options.value)
 
@@ -91,7 +73,7 @@ class Container:
         self._request = request
         self._namespace = namespace
         self._reaper = reaper
-        self._facts = facts
+        self._facts = TaskFacts(facts, self.id)
         self._sockets = sockets
         self._options = _options_of(request)
         self._runtime = Runtime(
@@ -184,23 +166,9 @@ class Container:
             if init.size is not None:
                 init.io.resize(*init.size)
             init.become(Status.CREATED)
-            self._oom = OomWatch(init.pid, self._killed_for_memory)
+            self._oom = OomWatch(init.pid, self._facts.killed_for_memory)
             self._write_state("created")
-            self._facts.publish(
-                "/tasks/create",
-                TaskCreate(
-                    container_id=self.id,
-                    bundle=self.bundle,
-                    rootfs=self._request.rootfs,
-                    io=TaskIo(
-                        stdin=init.fields[0],
-                        stdout=init.fields[1],
-                        stderr=init.fields[2],
-                        terminal=init.stdio.terminal,
-                    ),
-                    pid=init.pid,
-                ),
-            )
+            self._facts.created(init, self.bundle, self._request.rootfs)
             self._reaper.watch(init.pid, self._init_exited)
 
     async def _undo_runtime(self) -> None:
@@ -269,7 +237,7 @@ class Container:
         self._started_at = started_at
         init.become(Status.RUNNING)
         self._write_state("running")
-        self._facts.publish("/tasks/start", TaskStart(container_id=self.id, pid=init.pid))
+        self._facts.started(init.pid)
         self._late_exit(init)
         return init.pid
 
@@ -293,7 +261,7 @@ class Container:
         write_file(self._exec_file(process, "process.json"), request.spec.value.decode(errors="replace"))
         process.become(Status.CREATED)
         self.execs[request.exec_id] = process
-        self._facts.publish("/tasks/exec-added", TaskExecAdded(container_id=self.id, exec_id=request.exec_id))
+        self._facts.exec_added(request.exec_id)
         return process
 
     def _exec_file(self, process: Process, suffix: str) -> str:
@@ -334,10 +302,7 @@ class Container:
             if process.size is not None:
                 process.io.resize(*process.size)
             process.become(Status.RUNNING)
-            self._facts.publish(
-                "/tasks/exec-started",
-                TaskExecStarted(container_id=self.id, exec_id=process.exec_id, pid=process.pid),
-            )
+            self._facts.exec_started(process.exec_id, process.pid)
             self._reaper.watch(process.pid, lambda exit_: self._exec_exited(process, exit_))
         return process.pid
 
@@ -350,9 +315,10 @@ class Container:
 
     def _exec_exited(self, process: Process, exit_: Exit) -> None:
         process.exit = exit_
-        self._drain(process)
+        if process.io is not None:
+            process.io.drain()
         process.become(Status.STOPPED)
-        self._publish_exit(process, exit_)
+        self._facts.exited(process, exit_)
         process.exited.set()
         self._exec_over.set()
         self._spawn(self._end_streams(process))
@@ -370,7 +336,8 @@ class Container:
             except errdefs.BuoyError as error:
                 log.warning("failed to kill init's children: %s", error.message)
         await self._wait_for_execs()
-        self._drain(self.init)
+        if self.init.io is not None:
+            self.init.io.drain()
         oom_killed = False
         if self._oom is not None:
             self._oom.check()
@@ -380,7 +347,7 @@ class Container:
         crashpoint("shim.exit.recorded")
         self.init.become(Status.STOPPED)
         self._write_state("stopped")
-        self._publish_exit(self.init, exit_)
+        self._facts.exited(self.init, exit_)
         self.init.exited.set()
         await self._end_streams(self.init)
 
@@ -409,25 +376,6 @@ class Container:
         except OSError as error:
             # The caller still has to learn that the task is over, though a power cut would undo it.
             log.error("exit record of %s: %s", self.id, error)
-
-    def _publish_exit(self, process: Process, exit_: Exit) -> None:
-        self._facts.publish(
-            "/tasks/exit",
-            TaskExit(
-                container_id=self.id,
-                id=process.exec_id or self.id,
-                pid=exit_.pid,
-                exit_status=exit_.status,
-                exited_at=as_time(exit_.at),
-            ),
-        )
-
-    def _killed_for_memory(self) -> None:
-        self._facts.publish("/tasks/oom", TaskOom(container_id=self.id))
-
-    def _drain(self, process: Process) -> None:
-        if process.io is not None:
-            process.io.drain()
 
     async def _end_streams(self, process: Process) -> None:
         """Let the clients go when the output is complete; what others keep open is not waited for long."""
@@ -458,15 +406,7 @@ class Container:
             # Nobody has waited for it, so the number is its own; a call of the runtime would do the same.
             os.kill(process.pid, number)
             return
-        try:
-            await self._runtime.kill(self.id, number, every=every)
-        except errdefs.Internal as error:
-            text = error.message.lower()
-            if any(words in text for words in ("already finished", "not running", "no such process")):
-                raise errdefs.NotFound("process already finished") from None
-            if "does not exist" in text:
-                raise errdefs.NotFound("no such container") from None
-            raise
+        await self._runtime.kill(self.id, number, every=every)
 
     async def pause(self) -> None:
         """Freeze every process."""
@@ -474,7 +414,7 @@ class Container:
         await self._runtime.pause(self.id)
         if self.init.status is Status.RUNNING:
             self.init.become(Status.PAUSED)
-        self._facts.publish("/tasks/paused", TaskPaused(container_id=self.id))
+        self._facts.paused()
 
     async def resume(self) -> None:
         """Let them run on."""
@@ -482,7 +422,7 @@ class Container:
         await self._runtime.resume(self.id)
         if self.init.status is Status.PAUSED:
             self.init.become(Status.RUNNING)
-        self._facts.publish("/tasks/resumed", TaskResumed(container_id=self.id))
+        self._facts.resumed()
 
     async def pids(self) -> list[int]:
         """All processes of the container."""
@@ -536,16 +476,7 @@ class Container:
         init.become(Status.DELETED)
         init.exited.set()
         self._write_state("deleted")
-        exit_ = init.exit or Exit(init.pid, 0, 0)
-        self._facts.publish(
-            "/tasks/delete",
-            TaskDelete(
-                container_id=self.id,
-                pid=init.pid,
-                exit_status=exit_.status,
-                exited_at=as_time(exit_.at) if exit_.at else None,
-            ),
-        )
+        self._facts.deleted(init.exit or Exit(init.pid, 0, 0))
 
     async def _close_streams(self, process: Process) -> None:
         if process.io is not None and not process.io.ended.is_set() and process.exit is not None:

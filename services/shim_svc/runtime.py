@@ -276,10 +276,17 @@ class Runtime:
                 console.close()
 
     async def kill(self, container: str, number: int, *, every: bool) -> None:
-        """Send a signal to init, or to every process of the container."""
-        await self.call(
-            "kill", *(["--all"] if every else []), container, str(number), failure="OCI runtime kill failed"
-        )
+        """Send a signal to init, or to every process of the container; NotFound when there is none."""
+        everyone = ["--all"] if every else []
+        try:
+            await self.call("kill", *everyone, container, str(number), failure="OCI runtime kill failed")
+        except errdefs.Internal as error:
+            text = error.message.lower()
+            if any(words in text for words in ("already finished", "not running", "no such process")):
+                raise errdefs.NotFound("process already finished") from None
+            if "does not exist" in text:
+                raise errdefs.NotFound("no such container") from None
+            raise
 
     async def delete(self, container: str, *, force: bool = False) -> None:
         """Remove the container. One that the runtime does not know is no error; a runtime that is killed on

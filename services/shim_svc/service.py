@@ -42,10 +42,11 @@ from pb.containerd.v1.types import ProcessInfo
 from pb.containerd.v1.types import Status as WireStatus
 from pb.google.protobuf import Any, Empty
 
-from shim_svc.container import Container, as_time
+from shim_svc.container import Container
 from shim_svc.facts import Facts
 from shim_svc.process import Process, Status
 from shim_svc.reaper import Reaper
+from shim_svc.task_facts import as_time
 
 V2 = "containerd.task.v2.Task"
 V3 = "containerd.task.v3.Task"
