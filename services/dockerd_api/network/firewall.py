@@ -155,6 +155,11 @@ chain forward {{
 """
 
 
+def table_name(instance: str) -> str:
+    """The nftables table of an instance."""
+    return f"buoy_{instance}" if instance else "buoy"
+
+
 class Firewall:
     """Our table and what it should hold. Calls block for a fraction of a millisecond and are made from one
     thread; every change that fails ends in the whole table being compared and mended."""

@@ -29,7 +29,7 @@ from dockerd_api.network import conntrack, documents, files, ports, requests, se
 from dockerd_api.network.drivers import Driver, gather
 from dockerd_api.network.drivers.bridge import Bridge, enable_forwarding, restore_forwarding
 from dockerd_api.network.drivers.predefined import Addressless
-from dockerd_api.network.firewall import Firewall, PortRule
+from dockerd_api.network.firewall import Firewall, PortRule, table_name
 from dockerd_api.network.foreign import ForeignFirewalls
 from dockerd_api.network.model import Attachment, AttachRequest, BoundPort, Endpoint, PortRequest
 from dockerd_api.network.netns_helper import NetnsHelper
@@ -55,11 +55,6 @@ Texts = list[str]
 log = logging.getLogger(__name__)
 _LISTING = "firewall"
 _FORWARDING = "ip_forward"
-
-
-def table_name(instance: str) -> str:
-    """The nftables table of an instance."""
-    return f"buoy_{instance}" if instance else "buoy"
 
 
 class Networks:
@@ -312,7 +307,7 @@ class Networks:
         try:
             return self._ports.bind(wanted, endpoint.ip_address, proxied=proxied)
         except errdefs.ResourceExhausted as error:
-            raise _on_endpoint(error, request, endpoint) from None
+            raise ports.on_endpoint(error, request, endpoint) from None
 
     def _configurer(
         self, sandbox: Sandbox, record: Record, listeners: Sequence[tuple[BoundPort, socket.socket]]
@@ -336,7 +331,7 @@ class Networks:
             try:
                 ports.listen(listeners)
             except errdefs.ResourceExhausted as error:
-                raise _on_endpoint(error, record.request, endpoint) from None
+                raise ports.on_endpoint(error, record.request, endpoint) from None
             crashpoint("network.attach.listeners")
 
         return configure
@@ -496,12 +491,3 @@ class Networks:
 
 def _udp(rules: Sequence[PortRule]) -> list[tuple[str, int]]:
     return [(rule.host_ip, rule.host_port) for rule in rules if rule.protocol == "udp"]
-
-
-def _on_endpoint(
-    error: errdefs.BuoyError, request: AttachRequest, endpoint: Endpoint
-) -> errdefs.ResourceExhausted:
-    return errdefs.ResourceExhausted(
-        f"driver failed programming external connectivity on endpoint {request.name} "
-        f"({endpoint.endpoint_id}): {error.message}"
-    )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import errdefs
 
-from dockerd_api.network.model import BoundPort, PortRequest
+from dockerd_api.network.model import AttachRequest, BoundPort, Endpoint, PortRequest
 
 _ATTEMPTS = 10
 _EPHEMERAL = (32768, 60999)
@@ -278,3 +278,13 @@ def _let_nothing_through(sock: socket.socket) -> None:
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
     filters = struct.pack("@HP", 1, ctypes.addressof(program))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filters)
+
+
+def on_endpoint(
+    error: errdefs.BuoyError, request: AttachRequest, endpoint: Endpoint
+) -> errdefs.ResourceExhausted:
+    """The error of a port, as Docker tells it of the container's endpoint."""
+    return errdefs.ResourceExhausted(
+        f"driver failed programming external connectivity on endpoint {request.name} "
+        f"({endpoint.endpoint_id}): {error.message}"
+    )

@@ -16,8 +16,7 @@ import errdefs
 from linux import netns
 
 from dockerd_api.network.drivers.bridge import bridge_name, remove_link, restore_forwarding
-from dockerd_api.network.firewall import Firewall
-from dockerd_api.network.manager import table_name
+from dockerd_api.network.firewall import Firewall, table_name
 from dockerd_api.network.settings import Settings
 
 
