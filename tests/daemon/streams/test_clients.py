@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_each_change_is_told_once_over_kills(killed: Engine, start: Start) -> No
     clients = []
     for number, name in enumerate(names):
         clients.append(start("exec", name, "sh", "-c", f"echo in; sleep 0.{3 * number}; exit {number}"))
-        killed.until("it is asked for", lambda name=name: "exec_start" in told(killed, name))
+        killed.until("it is asked for", partial(has, killed, name, "exec_start"))
         # Somewhere between the exec's record and its run.
         kill(killed)
     for number, client in enumerate(clients):
@@ -129,7 +130,7 @@ def test_each_change_is_told_once_over_kills(killed: Engine, start: Start) -> No
         assert client.returncode == number
     for name in names:
         start("stop", "-t", "0", name)  # in a client of its own, which may lose its reply
-        killed.until("it is to stop", lambda name=name: "kill" in told(killed, name))
+        killed.until("it is to stop", partial(has, killed, name, "kill"))
         kill(killed)
     killed.until("all ended", lambda: not killed.out("ps", "-q", "--filter", "name=told"))
     for name in names:
@@ -139,6 +140,10 @@ def test_each_change_is_told_once_over_kills(killed: Engine, start: Start) -> No
     for name in names:
         actions = [action for action in told(killed, name) if action not in ("kill", "stop")]
         assert actions == [*certain, "destroy"]
+
+
+def has(engine: Engine, name: str, action: str) -> bool:
+    return action in told(engine, name)
 
 
 def told(engine: Engine, name: str) -> list[str]:
