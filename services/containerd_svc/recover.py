@@ -125,7 +125,7 @@ class Recovery:
         if not (task.init.pid or row.status):
             await self._supervisor.rows.forget(task.name)
         self._supervisor.tasks[task.place] = task
-        self._supervisor.spawn(self._supervisor.bury(task), f"burial of {task.bundle.id}")
+        self._supervisor.spawn(self._supervisor.bury(task, None), f"death of the shim of {task.bundle.id}")
 
 
 def _remembered(bundle: Bundle, record: TaskRecord, row: Row) -> Task:

@@ -224,7 +224,7 @@ class Supervisor:
                 await shim.reconnected()
                 answer = None
             if shim.dead.is_set():
-                self.spawn(self.bury(task), f"burial of {task.bundle.id}")
+                self.spawn(self.bury(task, shim), f"death of the shim of {task.bundle.id}")
                 return
             if answer is None:
                 continue
@@ -244,10 +244,22 @@ class Supervisor:
 
     # Death of a shim.
 
-    async def bury(self, task: Task) -> None:
-        """The shim has died: end what it left running, publish the exit, then restart or remove the task."""
-        if self.tasks.get(task.place) is not task or self._closing:
-            return
+    async def bury(self, task: Task, shim: Shim | None) -> None:
+        """The shim has died (None: before this daemon began): end what it left running, publish the exit,
+        then restart or remove the task. Returns when that is done, whoever began it."""
+        if task.burial is None:
+            if self.tasks.get(task.place) is not task or task.shim is not shim or self._closing:
+                return
+            task.burial = self.spawn(self._bury(task), f"burial of {task.bundle.id}")
+        await asyncio.shield(task.burial)
+
+    async def _bury(self, task: Task) -> None:
+        try:
+            await self._clean_up_behind(task)
+        finally:
+            task.burial = None
+
+    async def _clean_up_behind(self, task: Task) -> None:
         if task.shim is not None:
             await task.shim.close()
             task.shim = None

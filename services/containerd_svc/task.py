@@ -87,6 +87,7 @@ class Task:
         self.has_facts = True
         self.silent = False  # the shim did not answer a read in time
         self.follower: asyncio.Task[None] | None = None
+        self.burial: asyncio.Task[None] | None = None  # clean-up behind a shim that has died
         self.restart: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
 

@@ -33,6 +33,7 @@ M = TypeVar("M", bound=Message)
 
 _OPTIONS = "containerd.runc.v1.Options"
 _GLANCE = 0.1  # seconds that a read waits for what the shim knows better
+_DYING = 0.2  # seconds from the loss of a shim's connection to the news of its death
 _STATE = 2.0  # seconds to learn of a process from its shim
 _STATS = 2.0
 
@@ -123,6 +124,8 @@ class Tasks:
         return await self._to_the_end(self._delete(task), task, "delete")
 
     async def _delete(self, task: Task) -> Process:
+        if task.shim is None and await self._buried(task, None) and task.gone.is_set():
+            return task.init
         if task.timer is not None or task.restart is not None:
             await self._supervisor.rows.cancel_restart(task.name)
         if task.restart is not None:
@@ -139,11 +142,12 @@ class Tasks:
                 if not ended.ended.is_set():
                     raise
             except errdefs.Unavailable:
-                if not shim.dead.is_set():
+                if not await self._buried(task, shim):
                     raise
-                # The shim died just now: its burial removes the task, or keeps it for a restart.
-                async with asyncio.timeout(DELETE):
-                    await task.gone.wait()
+                if task.gone.is_set():
+                    return ended
+                await self._supervisor.rows.cancel_restart(task.name)  # which the burial has prepared
+                await self._supervisor.retire(task)
                 return ended
             if task.has_facts and not task.deleted.is_set():
                 await _settled(task.deleted, 1.0)
@@ -200,7 +204,13 @@ class Tasks:
         task = await self._task(namespace, container_id)
         await self._process(task, exec_id)
         request = v2.KillRequest(id=container_id, exec_id=exec_id, signal=signal, all=every)
-        await _shim(task).call("Kill", request, Empty, timeout=SHORT)
+        shim = task.shim
+        try:
+            await _shim(task).call("Kill", request, Empty, timeout=SHORT)
+        except errdefs.Unavailable:
+            if not await self._buried(task, shim):
+                raise
+            raise errdefs.NotFound("process already finished") from None
 
     async def resize(self, namespace: str, container_id: str, exec_id: str, width: int, height: int) -> None:
         """Set the size of a process's terminal, in characters."""
@@ -313,6 +323,24 @@ class Tasks:
             )  # which says when even the container is missing
             raise errdefs.NotFound(f"task {container_id} not found")
         return task
+
+    async def _buried(self, task: Task, shim: Shim | None) -> bool:
+        """Whether the shim, which did not answer, has died; its container has ended when this returns.
+        DeadlineExceeded when that takes too long.
+        """
+        if shim is None:
+            if task.burial is None:
+                return False
+        else:
+            await _settled(shim.dead, _DYING)
+            if not shim.dead.is_set():
+                return False
+        try:
+            async with asyncio.timeout(DELETE):
+                await self._supervisor.bury(task, shim)
+        except TimeoutError:
+            raise errdefs.DeadlineExceeded(f"task {task.bundle.id} is still being cleaned up") from None
+        return True
 
     async def _process(self, task: Task, exec_id: str) -> Process:
         if not exec_id:
