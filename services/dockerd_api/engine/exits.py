@@ -7,10 +7,10 @@ fact's own time in the record are one transaction, so that a fact that comes aga
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import errdefs
@@ -158,14 +158,16 @@ def began(engine: Engine, record: Container, pid: int) -> str:
 
 
 def _exit_record(engine: Engine, record: Container) -> dict[str, Any] | None:
-    path: Path = engine.folder(record.id) / "exit.json"
-    try:
-        facts = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(facts, dict) or facts.get("pid") not in (record.state.pid, None):
-        return None
-    return facts
+    """Of the record's process. After a power cut the newest may still have its first name
+    (docs/contracts.md, Exit record).
+    """
+    found = []
+    for name in ("exit.json", "exit.json.new"):
+        with contextlib.suppress(OSError, ValueError):
+            facts = json.loads((engine.folder(record.id) / name).read_text())
+            if isinstance(facts, dict) and facts.get("pid") in (record.state.pid, None):
+                found.append(facts)
+    return max(found, key=lambda facts: int(facts.get("run", 0)), default=None)
 
 
 def _oom_killed(engine: Engine, record: Container) -> bool:
