@@ -64,13 +64,15 @@ class Engine:
             return 0
 
     def kill(self, service: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a service's main process."""
-        os.kill(self.pid(service), number)
+        """Send a signal to a service's main process, which there must be: 0 would mean our own group."""
+        pid = self.pid(service)
+        assert pid, f"{service} has no process"
+        os.kill(pid, number)
 
     def kill_and_wait(self, service: str) -> None:
         """SIGKILL a service and wait until the launcher has it back."""
         before = self.pid(service)
-        os.kill(before, signal.SIGKILL)
+        self.kill(service)
         self.until(f"{service} back", lambda: self.pid(service) not in (0, before))
 
     def docker(
