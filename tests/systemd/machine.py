@@ -132,6 +132,16 @@ class Machine:
         """Start a command in the machine and go on."""
         return subprocess.Popen(self._inside(command), text=True, **options)  # type: ignore[call-overload,no-any-return]
 
+    @staticmethod
+    def end(process: subprocess.Popen[str]) -> None:
+        """Kill a command that `start` started, if it has not ended."""
+        if process.poll() is None:
+            # nsenter has forked it, to be in the machine's pid namespace; the child's end is nsenter's.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for pid in children or [str(process.pid)]:
+                os.kill(int(pid), signal.SIGKILL)
+        process.communicate()
+
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process of the machine, `pid` being its number there."""
         self.run("kill", f"-{int(number)}", str(pid))

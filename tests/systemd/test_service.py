@@ -86,8 +86,7 @@ class Prober:
         assert failed.strip() == "[]"
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._machine.end(self._process)
 
 
 @pytest.fixture
@@ -114,8 +113,7 @@ class Client:
         return self.printed()
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        Machine.end(self._process)
 
 
 def restart(machine: Machine, service: str) -> None:
@@ -205,6 +203,9 @@ def test_a_container_does_not_notice(
         time_limit = time.monotonic() + 10
         while len(printer.numbers()) <= len(seen):
             assert time.monotonic() < time_limit, "it prints no more"
+        # The nursery and what it keeps ready.
+        family = "test $(pgrep -fc '^shim-svc nursery') -le 3"
+        machine.wait_until("nothing of an earlier nursery is left", "sh", "-c", family)
         prober.stop()
         machine.run("docker", "kill", "-s", "TERM", printer.id)
         assert waiter.ended().strip() == "7"
