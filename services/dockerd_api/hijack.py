@@ -42,8 +42,9 @@ _MOST_LEADING = 256 * 1024
 _DOUBT = 1.0
 #: Seconds between looks at whether a reply that did not fit into the socket has left.
 _FLUSH_LOOK = 0.02
-#: Requests that may be served twice, should this process end before their reply begins (RFC 9110, 9.2.1).
-_CHANGE_NOTHING = (b"GET ", b"HEAD ")
+#: Requests that may be served twice, should this process end before their reply begins (RFC 9110, 9.2.1), and
+#: the one that changes nothing although it is a POST.
+_CHANGE_NOTHING = re.compile(rb"(?:GET|HEAD) |POST (?:/v[0-9.]+)?/containers/[^/?\s]+/wait[?\s]")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 #: Requests after which the connection may be taken over, so that what follows is not to be parsed.
 _HIJACKS = re.compile(rb"(?:/v[0-9.]+)?/(?:containers/[^/]+/attach|exec/[^/]+/start)\Z")
@@ -78,9 +79,20 @@ def protocol(connections: Connections) -> type[asyncio.Protocol]:
     """The class for uvicorn's `Config(http=…)`."""
 
     def make(**arguments: Any) -> _Connection:
-        return _Connection(connections, NO_SLOT, arguments)
+        return _Connection(connections, arguments)
 
     return cast(type[asyncio.Protocol], make)
+
+
+async def connect(server: Server, sock: socket.socket, slot: int) -> _Http:
+    """Serve a connection, which becomes the protocol's. `slot` is what `Connections.accepted` said."""
+    made = cast(Any, server.config.http_protocol_class)(
+        config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+    )
+    made.slot = slot
+    sock.setblocking(False)
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: made, sock)
+    return cast(_Http, made.http)
 
 
 async def connect_recovered(
@@ -92,24 +104,19 @@ async def connect_recovered(
     request; one that says nothing for a second is taken to wait for what will not come, and its connection is
     ended.
     """
-    made = cast(Any, server.config.http_protocol_class)(
-        config=server.config, server_state=server.server_state, app_state=server.lifespan.state
-    )
-    made.slot = slot
-    sock.setblocking(False)
-    await asyncio.get_running_loop().connect_accepted_socket(lambda: made, sock)
+    http = await connect(server, sock, slot)
     if doubt:
-        made.http.doubt()
+        http.doubt()
     if request:
-        made.http.data_received(request)
+        http.data_received(request)
 
 
 class _Connection(asyncio.BufferedProtocol):
     """What the event loop talks to. Passes everything on to `_Http`."""
 
-    def __init__(self, connections: Connections, slot: int, arguments: dict[str, Any]) -> None:
+    def __init__(self, connections: Connections, arguments: dict[str, Any]) -> None:
         self._connections = connections
-        self.slot = slot
+        self.slot = NO_SLOT
         self.http = _Http(connections, **arguments)
         self.pause_writing = self.http.pause_writing  # type: ignore[method-assign]
         self.resume_writing = self.http.resume_writing  # type: ignore[method-assign]
@@ -119,8 +126,6 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         fd = transport.get_extra_info("socket").fileno()
-        if self.slot == NO_SLOT:
-            self.slot = self._connections.accepted(fd)
         self.http.begin(cast(asyncio.Transport, transport), fd, self.slot)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -224,7 +229,7 @@ class _Http(HttpToolsProtocol):
         self._head = b""
         alone = not rest and self._is_idle()
         self._parse(head)
-        again = head.startswith(_CHANGE_NOTHING) and len(head) <= LONGEST_REQUEST
+        again = _CHANGE_NOTHING.match(head) is not None and len(head) <= LONGEST_REQUEST
         if alone and again and not self._in_request:
             self._slots.asked(self._slot, head)
         return rest

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import cast
 
 import errdefs
 import uvicorn
@@ -20,6 +21,7 @@ from storage.database import Database
 from dockerd_api import app as application
 from dockerd_api import config as configuration
 from dockerd_api import hijack
+from dockerd_api.accepting import Acceptor
 from dockerd_api.config import Config
 from dockerd_api.engine import events, exits, recovery, store
 from dockerd_api.engine.confinement import Confinement
@@ -52,7 +54,6 @@ async def serve(config: Config, helper: NetnsHelper, passed: Mapping[str, Sequen
     listener = service_manager.listening_socket(
         {name: list(fds) for name, fds in passed.items()}, "docker.sock", config.socket_path, mode=0o660
     )
-    listener.setblocking(False)
     fd_store = FdStore(passed)
     connections = Connections(fd_store)
     async with AsyncExitStack() as stack:
@@ -108,13 +109,14 @@ async def serve(config: Config, helper: NetnsHelper, passed: Mapping[str, Sequen
 
 
 async def _run(server: uvicorn.Server, listener: socket.socket, connections: Connections) -> None:
-    serving = asyncio.create_task(server.serve([listener]))
+    serving = asyncio.create_task(server.serve([]))
     while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.001)
     if not serving.done():
         gc.collect()
         gc.freeze()
         await connections.adopt(server)
+        server.servers.append(cast(asyncio.Server, Acceptor(server, listener, connections)))
         service_manager.ready("answers at the API socket")
         log.info("API listens on %s", listener.getsockname())
     await serving

@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from dockerd_api import hijack
+from dockerd_api.accepting import Acceptor
 from dockerd_api.streams.connections import Connections
 from dockerd_api.streams.fdstore import FdStore
 from dockerd_api.streams.reply import ReplyStream, Streams, response_head
@@ -104,6 +106,7 @@ app = Starlette(
         Route("/pid", pid, methods=["GET"]),
         Route("/big", big, methods=["GET"]),
         Route("/slow", slow, methods=["GET", "POST"]),
+        Route("/v1.50/containers/c/wait", slow, methods=["POST"]),
         Route("/deadly", deadly, methods=["GET"]),
         Route("/body", body, methods=["POST"]),
         Route("/count", count, methods=["GET"]),
@@ -116,7 +119,6 @@ app = Starlette(
 
 async def main() -> None:
     listening = service_manager.listening_socket(passed, "api.sock", str(folder / "none.sock"))
-    listening.setblocking(False)
     streams = app.state.streams = Streams(store)
     streams.produce("count", produce_count)
     streams.produce("hold", produce_hold)
@@ -127,10 +129,11 @@ async def main() -> None:
         timeout_graceful_shutdown=5,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve([listening]))
+    serving = asyncio.create_task(server.serve([]))
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     await connections.adopt(server)
+    server.servers.append(cast(asyncio.Server, Acceptor(server, listening, connections)))
     service_manager.ready()
     await serving
     await streams.close()

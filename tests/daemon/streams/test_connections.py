@@ -131,9 +131,10 @@ def test_request_under_way_at_a_kill_ends_its_connection(api: Api) -> None:
         assert sock.recv(10) == b""
 
 
-def test_request_that_changes_nothing_is_served_by_the_next_process(api: Api) -> None:
+@pytest.mark.parametrize("line", [b"GET /slow", b"POST /v1.50/containers/c/wait?condition=removed"])
+def test_request_that_changes_nothing_is_served_by_the_next_process(line: bytes, api: Api) -> None:
     with api.raw() as sock:
-        sock.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        sock.sendall(line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         until(lambda: len(api.status()["stored"]) == 2)
         time.sleep(0.1)
         api.kill()

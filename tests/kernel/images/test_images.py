@@ -176,8 +176,7 @@ async def test_a_container_outlives_its_image(engine: Engine) -> None:
     await engine.load(archive)
     image = await engine.images.resolve("a:1")
     await engine.images.prepare_snapshot("container", image)
-    with pytest.raises(errdefs.AlreadyExists):
-        await engine.images.prepare_snapshot("container", image)
+    await engine.images.prepare_snapshot("container", image)  # asked again, since an answer was lost
     assert await engine.images.remove("a:1", force=True) == [{"Untagged": "a:1"}, {"Deleted": image_id}]
     [mount] = await engine.images.snapshot_mounts("container")
     [lower] = [option[9:] for option in mount.options if option.startswith("lowerdir=")]
