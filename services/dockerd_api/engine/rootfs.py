@@ -79,9 +79,10 @@ class Rootfs:
         found = self._find(path)
         if found is None or not stat.S_ISREG(found.mode):
             return None
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = syscalls.openat2(found.layer, found.path, flags, resolve=_RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
-        return _read_and_close(fd, path, limit)
+        resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS
+        return _read_regular(
+            syscalls.openat2(found.layer, found.path, os.O_PATH, resolve=resolve), path, limit
+        )
 
     def _find(self, path: str) -> _Found | None:
         pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
@@ -116,21 +117,19 @@ class Rootfs:
 
 
 def read_running(pid: int, path: str, limit: int) -> bytes | None:
-    """A file of a running container, by the root of its first process; None when it is missing."""
+    """A regular file's bytes in a running container, by the root of its first process; None when it is
+    missing or no regular file; InvalidArgument beyond the limit.
+    """
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = syscalls.openat2(root, path, flags, resolve=_RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+        fd = syscalls.openat2(root, path, os.O_PATH, resolve=_RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
     finally:
         os.close(root)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        return None
-    return _read_and_close(fd, path, limit)
+    return _read_regular(fd, path, limit)
 
 
 def _layer_paths(mounts: Sequence[MountRecord]) -> list[str]:
@@ -200,9 +199,18 @@ def _read_link(found: _Found) -> str:
         os.close(fd)
 
 
-def _read_and_close(fd: int, path: str, limit: int) -> bytes:
-    with open(fd, "rb") as file:
-        data = file.read(limit + 1)
+def _read_regular(fd: int, path: str, limit: int) -> bytes | None:
+    """What an O_PATH descriptor, which is closed, refers to, if that is a regular file.
+
+    Only then is it opened: to open a fifo could block, to open a device could act on the host.
+    """
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(fd)
     if len(data) > limit:
         raise errdefs.InvalidArgument(f"{path} of the container is larger than {limit} bytes")
     return data

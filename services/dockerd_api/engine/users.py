@@ -1,7 +1,9 @@
 """Which uid, gids and home a `user[:group]` means, by the container's own /etc/passwd and /etc/group.
 
-Numbers beyond 2^31-1 are refused, so that none wraps around to root (CVE-2024-40635). The rules are those of
-Docker's (moby/sys/user, GetExecUser).
+The rules are those of Docker's (moby/sys/user, GetExecUser), but for what a number is: plain decimal digits,
+so that no sign, blank or leading zero is another way to write root. Numbers beyond 2^31-1 are refused, so
+that none wraps around to it (CVE-2024-40635). A number is always an id: an entry that is called `1000` does
+not make it another.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 
 import errdefs
 
-FILE_LIMIT = 4 << 20
+FILE_LIMIT = 1 << 20  # bytes: parsed in a fraction of a second, even when it is all short lines
 _MOST_LINE = 64 << 10
 _HIGHEST = 2**31 - 1
 _RANGE = f"uids and gids must be in range 0-{_HIGHEST}"
@@ -31,17 +33,15 @@ class User:
 def resolve(text: str, passwd: bytes, group: bytes, group_add: Sequence[str] = ()) -> User:
     """The user that `text` names; Internal (as in Docker) for a name without entry or beyond the range."""
     user_text, colon, group_text = text.partition(":")
-    number = _number(user_text)
+    number = _number(user_text) if user_text else 0
     entry = next(
         (
             fields
             for fields in _entries(passwd, 7)
-            if fields[0] == (user_text or "root") or (number is not None and _number(fields[2]) == number)
+            if (_number(fields[2]) == number if number is not None else fields[0] == user_text)
         ),
         None,
     )
-    if user_text == "" and entry is None:
-        number = 0
     if entry is not None:
         name, uid, gid, home = entry[0], _number(entry[2]), _number(entry[3]), entry[5]
     elif number is not None:
@@ -63,7 +63,7 @@ def resolve(text: str, passwd: bytes, group: bytes, group_add: Sequence[str] = (
 def _group(text: str, group: bytes, complaint: str) -> int:
     number = _number(text)
     for fields in _entries(group, 4):
-        if fields[0] == text or (number is not None and _number(fields[2]) == number):
+        if _number(fields[2]) == number if number is not None else fields[0] == text:
             return _in_range(_number(fields[2]))
     if number is None:
         raise errdefs.Internal(f"{complaint} {text}: no matching entries in group file")
@@ -71,14 +71,16 @@ def _group(text: str, group: bytes, complaint: str) -> int:
 
 
 def _entries(data: bytes, fields: int) -> Iterator[list[str]]:
-    for line in data.splitlines():
-        text = line[:_MOST_LINE].decode(errors="surrogateescape").strip()
-        if text and not text.startswith("#"):
-            yield (text.split(":") + [""] * fields)[:fields]
+    missing = [""] * fields
+    for line in data.decode(errors="surrogateescape").split("\n"):
+        text = line[:_MOST_LINE].strip()
+        if text and text[0] != "#":
+            yield (text.split(":", fields) + missing)[:fields]
 
 
 def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,19}", text) else None
+    """The number that plain decimal digits are; a negative one only to be out of range."""
+    return int(text) if re.fullmatch(r"(?:0|-?[1-9][0-9]{0,18})", text) else None
 
 
 def _in_range(number: int | None) -> int:

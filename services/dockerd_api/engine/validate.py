@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,6 +39,8 @@ _ULIMITS = frozenset(
     ]
 )
 _CGROUP_PERMISSIONS = re.compile(r"(?!.*(.).*\1)[rwm]{1,3}\Z")
+# The name as one path below /proc/sys: no part is empty, and nothing in it starts another assignment.
+_SYSCTL = re.compile(r"(?!.*(?:^|[./])(?:[./]|\Z))[^\s+=\x00-\x1f\x7f]+\Z")
 _DEVICE_RULE = re.compile(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})\Z")
 
 Resolve = Callable[[str], Container]
@@ -107,6 +110,7 @@ def host_config(document: dict[str, Any], host: Host, runtimes: Mapping[str, Any
             ipaddress.ip_address(server)
         except ValueError:
             raise errdefs.InvalidArgument(f"bad nameserver address {server}") from None
+    sysctls(document["Sysctls"] or {})
     if "" in (document["Annotations"] or {}):
         raise errdefs.InvalidArgument(
             "invalid Annotations: the empty string is not permitted as an annotation key"
@@ -370,6 +374,17 @@ def extra_host(entry: str) -> tuple[str, str]:
         except ValueError:
             raise errdefs.InvalidArgument(f'invalid IP address in add-host: "{found[2]}"') from None
     return found[1], found[2]
+
+
+def sysctls(values: Mapping[str, str]) -> None:
+    """Refuses what could write another kernel parameter than the one that is named (CVE-2024-3154). Which may
+    be set at all, the runtime decides.
+    """
+    for key, value in values.items():
+        if not _SYSCTL.match(key):
+            raise errdefs.InvalidArgument(f"invalid sysctl: {json.dumps(key)} is not a name")
+        if "\n" in value or "\0" in value:
+            raise errdefs.InvalidArgument(f"invalid sysctl: the value of {key} is not one line")
 
 
 def devices(documents: Any) -> list[dict[str, Any]] | None:

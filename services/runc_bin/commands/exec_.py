@@ -56,7 +56,8 @@ def _user(text: str, base: Process) -> tuple[int, int]:
 
 
 def _id(text: str, what: str) -> int:
-    if not text.isdecimal() or int(text) > 0xFFFFFFFE:
+    plain = text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
+    if not plain or len(text) > len(str(fields.ID_MAX)) or int(text) > fields.ID_MAX:
         raise InvalidArgument(f"bad {what}: {text!r}")
     return int(text)
 

@@ -222,9 +222,11 @@ _IPC_SYSCTLS = frozenset(
 def _check_sysctl(name: str, value: str, namespaces: Mapping[str, Namespace]) -> str:
     key = name if "/" not in name or ("." in name and name.index(".") < name.index("/")) else _slashed(name)
     parts = _slashed(key).split("/")
-    if any(c in key for c in "\n=+\0") or not all(part.strip(".") for part in parts):
+    if any(c in "=+" or c.isspace() or not c.isprintable() for c in key) or not all(
+        part.strip(".") for part in parts
+    ):
         raise InvalidArgument(f"sysctl {name!r} is not a valid name")
-    if "\n" in value.rstrip("\n") or "\0" in value:
+    if "\n" in value or "\0" in value:
         raise InvalidArgument(f"sysctl {name!r} has an invalid value")
     if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
         wanted = "ipc"

@@ -29,6 +29,11 @@ HOST = Host(
     controllers=frozenset(("memory", "cpu", "cpuset", "pids")),
 )
 
+NO_SYSCTLS = (
+    *("", ".", "net.", ".net", "net..a", "net/../kernel/panic", "net.a=1", "net.a+net.b", "net.a net.b"),
+    *("net.a\nnet.b", "net.a\0", "net.a\n", "net.\u00a0a"),
+)
+
 
 def host_config(**given: Any) -> dict[str, Any]:
     decoded = options.decode(given, options.HOST_CONFIG, "HostConfig")
@@ -69,6 +74,9 @@ def host_config(**given: Any) -> dict[str, Any]:
         ({"Devices": [{"PathOnHost": "/dev/null", "CgroupPermissions": "rr"}]}, "invalid device permissions"),
         ({"DeviceCgroupRules": ["x 1:1 r"]}, "invalid device cgroup rule format"),
         ({"CgroupParent": "a/../b"}, "invalid cgroup parent"),
+        *(({"Sysctls": {key: "1"}}, "invalid sysctl: ") for key in NO_SYSCTLS),
+        ({"Sysctls": {"net.a": "1\nnet.b=2"}}, "invalid sysctl: the value of net.a is not one line"),
+        ({"Sysctls": {"net.a": "1\n"}}, "invalid sysctl: the value of net.a is not one line"),
         ({"Annotations": {"": "x"}}, "the empty string is not permitted"),
         ({"PortBindings": {"xx/tcp": [{}]}}, 'invalid port specification: "xx"'),
         ({"PortBindings": {"80/tcp": [{"HostPort": "99999"}]}}, 'invalid port specification: "99999"'),
