@@ -11,6 +11,7 @@ from linux.crashpoints import crashpoint
 from runc_bin.cli import Context
 from runc_bin.commands import launch
 from runc_bin.libcontainer import container, create
+from runc_bin.libcontainer.cgroups.resources import ignored
 from runc_bin.libcontainer.create import CreateOptions
 from runc_bin.libcontainer.spec import Spec, load_spec
 from runc_bin.libcontainer.state import State
@@ -51,13 +52,20 @@ def make(context: Context, bundle: str, spec: Spec, console: socket.socket | Non
     return record
 
 
-def run(context: Context, _log: Log) -> int:
+def warn_of_ignored(spec: Spec, log: Log) -> None:
+    """Log what of the spec's limits no kernel has any more."""
+    for note in ignored(spec.linux.get("resources") or {}):
+        log.write("warning", note)
+
+
+def run(context: Context, log: Log) -> int:
     bundle, spec = read_bundle(context)
     terminal = spec.process is not None and spec.process.terminal
     launch.check_terminal(context, terminal=terminal, detached=True)
     console = launch.connect_console(context.text("console-socket")) if terminal else None
     try:
         make(context, bundle, spec, console)
+        warn_of_ignored(spec, log)
     finally:
         if console is not None:
             console.close()

@@ -9,7 +9,7 @@ from errdefs import BuoyError
 
 from runc_bin.cli import Context
 from runc_bin.commands import launch
-from runc_bin.commands.create import make, read_bundle
+from runc_bin.commands.create import make, read_bundle, warn_of_ignored
 from runc_bin.foreground import Foreground
 from runc_bin.libcontainer import container
 from runc_bin.log import Log
@@ -25,6 +25,7 @@ def run(context: Context, log: Log) -> int:
     if terminal:
         console = stay.console() if stay else launch.connect_console(context.text("console-socket"))
     record = make(context, bundle, spec, console)
+    warn_of_ignored(spec, log)
     try:
         container.start(context.root, record)
         if stay is None:

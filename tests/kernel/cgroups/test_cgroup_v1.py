@@ -124,7 +124,7 @@ def test_refused_limits(
 ) -> None:
     manager = made(cgroup_name)
     with pytest.raises(error, match=words):
-        manager.apply(resources)
+        manager.update(resources)
 
 
 def test_cpuset_is_inherited_through_empty_parents(cgroup_name: str) -> None:

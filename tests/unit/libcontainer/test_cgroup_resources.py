@@ -55,20 +55,65 @@ def test_paths_never_leave_their_root(path: str, cleaned: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "document",
+    ("document", "field"),
     [
-        {"memory": []},
-        {"pids": {"limit": "7"}},
-        {"pids": {"limit": True}},
-        {"hugepageLimits": [{"pageSize": "../x", "limit": 1}]},
-        {"hugepageLimits": {}},
+        ({"memory": []}, "memory"),
+        ({"memory": {"limit": "1"}}, "memory.limit"),
+        ({"memory": {"limit": -2}}, "memory.limit"),
+        ({"memory": {"limit": 100, "swap": 50}}, "memory.swap"),
+        ({"memory": {"swappiness": 101}}, "swappiness"),
+        ({"memory": {"useHierarchy": 1}}, "memory.useHierarchy"),
+        ({"cpu": {"shares": -1}}, "cpu.shares"),
+        ({"cpu": {"idle": 2}}, "cpu.idle"),
+        ({"cpu": {"mems": "0,,1"}}, "cpu.mems"),
+        ({"pids": {"limit": "7"}}, "pids.limit"),
+        ({"pids": {"limit": True}}, "pids.limit"),
+        ({"blockIO": {"weight": 9}}, "blockIO.weight"),
+        ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 1001}]}}, "blockIO.weightDevice"),
+        ({"blockIO": {"throttleWriteIOPSDevice": [{"major": 8, "rate": 1}]}}, "throttleWriteIOPSDevice"),
+        ({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]}, "hugepageLimits.pageSize"),
+        ({"hugepageLimits": [{"pageSize": "2MB"}]}, "hugepageLimits.limit"),
+        ({"hugepageLimits": {}}, "hugepageLimits"),
+        ({"network": {"priorities": [{"name": "a b", "priority": 1}]}}, "network.priorities.name"),
+        ({"rdma": {"d": {"hcaHandles": -1}}}, "rdma.d.hcaHandles"),
+        ({"rdma": {"d e": {"hcaHandles": 1}}}, "rdma.d e"),
     ],
 )
-def test_malformed_limits_are_refused(document: dict[str, object]) -> None:
-    def read_all() -> None:
-        resources.section(document, "memory")
-        resources.pids_max(document)
-        resources.hugepage_limits(document)
+@pytest.mark.parametrize("unified", [False, True])
+def test_malformed_limits_are_refused_by_name(document: dict[str, object], field: str, unified: bool) -> None:
+    with pytest.raises(errdefs.InvalidArgument, match=field):
+        resources.check(document, unified=unified)
 
-    with pytest.raises(errdefs.InvalidArgument):
-        read_all()
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ({"memory": {"swappiness": 0}}, "memory.swappiness"),
+        ({"memory": {"disableOOMKiller": True}}, "memory.disableOOMKiller"),
+        ({"cpu": {"realtimeRuntime": 1}}, "cpu.realtimeRuntime"),
+        ({"cpu": {"idle": 1, "shares": 2}}, "cpu.shares"),
+        ({"blockIO": {"leafWeight": 10}}, "blockIO.leafWeight"),
+        ({"network": {"classID": 1}}, "network.classID"),
+        ({"unified": {"../memory.max": "1"}}, "no slashes"),
+        ({"unified": {"memory..max": "1"}}, "file name"),
+        ({"unified": {"memory": "1"}}, "CONTROLLER.PARAMETER"),
+        ({"unified": {"memory.max": 1}}, "string"),
+        ({"unified": {"cgroup.procs": "1"}}, "no limit"),
+    ],
+)
+def test_what_cgroup_v2_cannot_do_is_refused(document: dict[str, object], field: str) -> None:
+    with pytest.raises(errdefs.InvalidArgument, match=field):
+        resources.check(document, unified=True)
+
+
+def test_what_engines_send_for_nothing_is_taken() -> None:
+    document = {
+        "memory": {"limit": -1, "swap": -1, "swappiness": (1 << 64) - 1, "disableOOMKiller": False},
+        "cpu": {"shares": 0, "quota": -1, "realtimeRuntime": 0, "cpus": " 0-3,8-10:2/4\n", "mems": ""},
+        "pids": {"limit": -1},
+        "blockIO": {"weight": 0, "leafWeight": None, "weightDevice": None},
+        "network": {},
+        "unified": {},
+    }
+    for unified in (False, True):
+        resources.check(document, unified=unified)

@@ -9,14 +9,15 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from errdefs import Conflict, FailedPrecondition, InvalidArgument
 from linux.crashpoints import crashpoint
 
 from . import files, hierarchy
+from .device_rules import DeviceState, target_state
 from .oom import OomEvents
-from .resources import Resources
+from .resources import Resources, check, entries
 
 MEMBERSHIP_RETRIES = 5
 
@@ -29,6 +30,8 @@ class Manager(ABC):
     on v2 the one key "". They are known before `create()`, so that a caller can record them first. Nothing is
     kept open between calls.
     """
+
+    unified: ClassVar[bool]  # whether all of it is in the v2 tree
 
     def __init__(self, paths: Mapping[str, str], resources: Resources) -> None:
         self.paths: dict[str, str] = dict(paths)
@@ -69,18 +72,37 @@ class Manager(ABC):
         on `paths[""]`; that is the only way into a v2 cgroup without the wait.
         """
 
-    @abstractmethod
     def apply(self, resources: Resources | None = None) -> None:
         """Set the limits of an OCI `linux.resources` object (default: those of the spec), device rules
         included.
 
-        What the object leaves out is not touched. InvalidArgument for values that are malformed or that the
-        kernel refuses, NotFound for a limit whose controller the host lacks.
+        What the object leaves out is not touched. InvalidArgument for values that the kernel refuses,
+        NotFound for a limit whose controller the host lacks.
+        """
+        wanted = self._resources if resources is None else resources
+        self._set_limits(wanted, live=False)
+        self._set_devices(target_state(entries(wanted, "devices")))
+
+    def update(self, resources: Resources) -> None:
+        """Change limits of a live container; device rules only when `resources` names them.
+
+        All of it is checked first; InvalidArgument as `resources.check` gives it, and the errors of `apply`.
+        """
+        check(resources, unified=self.unified)
+        state = target_state(entries(resources, "devices")) if resources.get("devices") else None
+        self._set_limits(resources, live=True)
+        if state is not None:
+            self._set_devices(state)
+
+    @abstractmethod
+    def _set_limits(self, resources: Resources, *, live: bool) -> None:
+        """Set all limits but the device rules. `live`: values that are not given keep what is in force, also
+        where two of them share a file or depend on one another.
         """
 
     @abstractmethod
-    def update(self, resources: Resources) -> None:
-        """Change limits of a live container; device rules only when `resources` names them."""
+    def _set_devices(self, target: DeviceState) -> None:
+        """Make `target` the device rules."""
 
     @abstractmethod
     def freeze(self) -> None:
@@ -143,8 +165,8 @@ class Manager(ABC):
 def manager_for(spec_linux: Mapping[str, Any], container_id: str) -> Manager:
     """The manager for a container of the OCI `linux` object `spec_linux` (its `cgroupsPath` and `resources`).
 
-    Nothing is changed. InvalidArgument for a spec that this host's cgroup version cannot serve,
-    FailedPrecondition without a devices controller.
+    Nothing is changed; all of `resources` is checked. InvalidArgument for a spec that is wrong or that this
+    host's cgroup version cannot serve, FailedPrecondition without a devices controller.
     """
     cgroups_path, resources = spec_linux.get("cgroupsPath"), spec_linux.get("resources")
     cgroups_path = "" if cgroups_path is None else cgroups_path
@@ -153,6 +175,8 @@ def manager_for(spec_linux: Mapping[str, Any], container_id: str) -> Manager:
         raise InvalidArgument("linux.cgroupsPath must be a path")
     if not isinstance(resources, Mapping):
         raise InvalidArgument("linux.resources must be an object")
+    check(resources, unified=hierarchy.unified())
+    target_state(entries(resources, "devices"))
     if hierarchy.unified():
         paths = {"": hierarchy.v2_path(cgroups_path, container_id)}
         if paths[""].rstrip("/") == hierarchy.MOUNT:

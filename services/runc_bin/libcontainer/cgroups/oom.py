@@ -21,12 +21,15 @@ class OomEvents:
     """`fileno()` becomes readable when the container may have met its memory limit; then call `kills()`.
 
     `path` is the control file with the `oom_kill` counter, `descriptor` an open eventfd or inotify
-    descriptor, which this object closes.
+    descriptor, which this object closes; `each_is_one`: it is woken by nothing but running out of memory (and
+    the cgroup's end).
     """
 
-    def __init__(self, path: str, descriptor: int) -> None:
+    def __init__(self, path: str, descriptor: int, *, each_is_one: bool) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._each_is_one = each_is_one
+        self._seen = 0 if each_is_one else self._times()
 
     def fileno(self) -> int:
         """The descriptor to watch for reading; non-blocking."""
@@ -38,17 +41,45 @@ class OomEvents:
 
         None: the cgroup is gone (its removal also makes the descriptor readable), stop watching.
         """
-        try:
-            while len(os.read(self._descriptor, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+        self._swallow()
         try:
             return read_table(self._path).get("oom_kill", 0)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENODEV):
                 return None
             raise
+
+    def happened(self) -> bool | None:
+        """Swallow what made the descriptor readable; whether memory has run out since the last call, even if
+        nothing was killed for it. None as in `kills`.
+        """
+        woken = self._swallow()
+        try:
+            times = self._times()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return None
+            raise
+        if self._each_is_one:  # v1 tells before it kills, so no counter shows it yet
+            return woken
+        before, self._seen = self._seen, times
+        return times > before
+
+    def _times(self) -> int:
+        table = read_table(self._path)
+        return table.get("oom", 0) + table.get("oom_kill", 0)
+
+    def _swallow(self) -> bool:
+        """Whether there was anything."""
+        any_ = False
+        try:
+            while True:
+                size = len(os.read(self._descriptor, 4096))
+                any_ = True
+                if size < 4096:
+                    return any_
+        except BlockingIOError:
+            return any_
 
     def close(self) -> None:
         """Close the descriptor. The loop must have stopped watching it."""
@@ -78,7 +109,7 @@ def watch_v1(directory: str) -> OomEvents:
     except BaseException:
         os.close(event)
         raise
-    return OomEvents(path, event)
+    return OomEvents(path, event, each_is_one=True)
 
 
 def watch_v2(directory: str) -> OomEvents:
@@ -92,4 +123,8 @@ def watch_v2(directory: str) -> OomEvents:
         code = ctypes.get_errno()
         os.close(descriptor)
         raise OSError(code, os.strerror(code), path)
-    return OomEvents(path, descriptor)
+    try:
+        return OomEvents(path, descriptor, each_is_one=False)
+    except BaseException:
+        os.close(descriptor)
+        raise

@@ -7,6 +7,7 @@ gives the same limits.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,13 +36,16 @@ def entries(group: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
     return value
 
 
-def number(group: Mapping[str, Any], name: str) -> int | None:
-    """The whole number `name`, None when absent; InvalidArgument when it is something else."""
+def number(group: Mapping[str, Any], name: str, where: str = "") -> int | None:
+    """The whole number `name`, None when absent; InvalidArgument when it is something else.
+
+    `where` is what stands before the name in the error, as `memory.`.
+    """
     value = group.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgument(f"linux.resources: {name} must be a whole number, not {value!r}")
+        raise InvalidArgument(f"linux.resources.{where}{name} must be a whole number, not {value!r}")
     return value
 
 
@@ -53,6 +57,133 @@ def text(group: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise InvalidArgument(f"linux.resources: {name} must be a string, not {value!r}")
     return value
+
+
+_I64, _U64 = (1 << 63) - 1, (1 << 64) - 1
+# Whole numbers by section, with the least and the largest value that the spec's types allow.
+_NUMBERS: dict[str, dict[str, tuple[int, int]]] = {
+    "memory": dict.fromkeys(("limit", "reservation", "swap", "kernel", "kernelTCP"), (-1, _I64)),
+    "cpu": {
+        **dict.fromkeys(("shares", "burst", "period", "realtimePeriod"), (0, _U64)),
+        **dict.fromkeys(("quota", "realtimeRuntime"), (-_I64, _I64)),
+        "idle": (0, 1),
+    },
+    "pids": {"limit": (-_I64, _I64)},
+    "network": {"classID": (0, 0xFFFFFFFF)},
+}
+_RATES = (
+    "throttleReadBpsDevice",
+    "throttleWriteBpsDevice",
+    "throttleReadIOPSDevice",
+    "throttleWriteIOPSDevice",
+)
+_WEIGHTS = ("weight", "leafWeight")
+_CPU_LIST = r"\d+(-\d+(:\d+/\d+)?)?(,\d+(-\d+(:\d+/\d+)?)?)*"
+# What cgroup v2 has no file for.
+_V1_ONLY = (
+    ("memory", "disableOOMKiller"),
+    ("cpu", "realtimeRuntime"),
+    ("cpu", "realtimePeriod"),
+    ("blockIO", "leafWeight"),
+    ("network", "classID"),
+    ("network", "priorities"),
+)
+
+
+def check(resources: Resources, *, unified: bool) -> None:
+    """Refuse what is malformed, out of range, contradictory, or not to be had on this version of cgroups.
+
+    `unified` says that it is v2. InvalidArgument with the field's name. What only the kernel knows (which
+    CPUs there are, how much memory is in use) shows when the limit is set.
+    """
+    for name, ranges in _NUMBERS.items():
+        if group := section(resources, name):
+            for key, (low, high) in ranges.items():
+                _in_range(number(group, key, f"{name}."), low, high, f"{name}.{key}")
+    if memory := section(resources, "memory"):
+        _check_memory(memory, unified=unified)
+    if cpu := section(resources, "cpu"):
+        for name in ("cpus", "mems"):
+            if (value := text(cpu, name).strip()) and not re.fullmatch(_CPU_LIST, value, re.ASCII):
+                raise InvalidArgument(f"linux.resources.cpu.{name} must be a list of numbers, not {value!r}")
+    if blockio := section(resources, "blockIO"):
+        _check_blockio(blockio)
+    hugepage_limits(resources)
+    for priority in entries(section(resources, "network"), "priorities"):
+        name = text(priority, "name")
+        if not name or "/" in name or any(c.isspace() for c in name):
+            raise InvalidArgument("linux.resources.network.priorities.name must be an interface's name")
+        _in_range(number(priority, "priority"), 0, 0xFFFFFFFF, "network.priorities.priority")
+    rdma_limits(resources)
+    _check_unified(resources, unified=unified)
+    if unified:
+        if cpu and number(cpu, "idle") and number(cpu, "shares"):
+            raise InvalidArgument("linux.resources.cpu.shares cannot be set for an idle cgroup (cpu.idle 1)")
+        for group_name, key in _V1_ONLY:
+            if section(resources, group_name).get(key):
+                raise InvalidArgument(f"linux.resources.{group_name}.{key} is not supported on cgroup v2")
+
+
+def _in_range(value: int | None, low: int, high: int, field: str) -> None:
+    if value is not None and not low <= value <= high:
+        raise InvalidArgument(f"linux.resources.{field} must be between {low} and {high}, not {value}")
+
+
+def _check_memory(memory: Mapping[str, Any], *, unified: bool) -> None:
+    for name in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate"):
+        if not isinstance(memory.get(name), bool | None):
+            raise InvalidArgument(f"linux.resources.memory.{name} must be true or false")
+    limit, swap = number(memory, "limit") or 0, number(memory, "swap") or 0
+    if limit > 0 and 0 < swap < limit:
+        raise InvalidArgument("linux.resources.memory.swap: memory+swap limit should be >= memory limit")
+    value = swappiness(memory)
+    if value is not None and not 0 <= value <= 100:
+        raise InvalidArgument(f"invalid memory swappiness value: {value} (valid range is 0-100)")
+    if value is not None and unified:
+        raise InvalidArgument("linux.resources.memory.swappiness is not supported on cgroup v2")
+
+
+def swappiness(memory: Mapping[str, Any]) -> int | None:
+    """memory.swappiness; None when absent or -1, which also comes as the unsigned number of the same bits."""
+    value = number(memory, "swappiness")
+    return None if value in (-1, _U64) else value
+
+
+def _check_blockio(blockio: Mapping[str, Any]) -> None:
+    devices = entries(blockio, "weightDevice")
+    for field, entry in [("blockIO", blockio), *(("blockIO.weightDevice", entry) for entry in devices)]:
+        for key in _WEIGHTS:
+            if number(entry, key, f"{field}."):  # 0 is how an unset one may be written
+                _in_range(number(entry, key), 10, 1000, f"{field}.{key}")
+    for key in ("weightDevice", *_RATES):
+        for entry in entries(blockio, key):
+            device_number(entry, key)
+    for key in _RATES:
+        for entry in entries(blockio, key):
+            _in_range(number(entry, "rate", f"blockIO.{key}."), 0, _U64, f"blockIO.{key}.rate")
+
+
+def _check_unified(resources: Resources, *, unified: bool) -> None:
+    entries_ = section(resources, "unified")
+    if entries_ and not unified:
+        raise InvalidArgument("invalid configuration: cannot use unified on cgroup v1")
+    for name, value in entries_.items():
+        if "/" in name or ".." in name or "\0" in name:
+            raise InvalidArgument(f'unified resource "{name}" must be a file name (no slashes)')
+        if not all(name.partition(".")):
+            raise InvalidArgument(f'unified resource "{name}" must be in the form CONTROLLER.PARAMETER')
+        if name in ("cgroup.procs", "cgroup.threads"):
+            raise InvalidArgument(f'unified resource "{name}" is no limit: it would move processes')
+        if not isinstance(value, str):
+            raise InvalidArgument(f'unified resource "{name}" must be a string')
+
+
+def ignored(resources: Resources) -> list[str]:
+    """What the kernel has no limit for any more, in words for the log: runc leaves it out as well."""
+    memory = resources.get("memory")
+    if isinstance(memory, Mapping) and any(memory.get(name) is not None for name in ("kernel", "kernelTCP")):
+        return ["Kernel memory settings are ignored and will be removed"]
+    return []
 
 
 def pids_max(resources: Resources) -> str | None:
@@ -107,15 +238,38 @@ def hugepage_limits(resources: Resources) -> list[tuple[str, int]]:
     limits = []
     for entry in entries(resources, "hugepageLimits"):
         size, limit = text(entry, "pageSize"), number(entry, "limit")
-        if not size or "/" in size or limit is None:
-            raise InvalidArgument("linux.resources.hugepageLimits: pageSize and limit are required")
+        if not re.fullmatch(r"\d+[KMG]B", size, re.ASCII):
+            raise InvalidArgument(f"linux.resources.hugepageLimits.pageSize: invalid size {size!r}")
+        if limit is None:
+            raise InvalidArgument("linux.resources.hugepageLimits.limit is required")
+        _in_range(limit, 0, _U64, "hugepageLimits.limit")
         limits.append((size, limit))
     return limits
 
 
-def device_number(entry: Mapping[str, Any]) -> str:
-    """`major:minor` of a block device entry of blockIO."""
+def rdma_limits(resources: Resources) -> list[str]:
+    """Lines for rdma.max, one a device."""
+    lines = []
+    for device, limit in section(resources, "rdma").items():
+        field = f"rdma.{device}"
+        if not isinstance(limit, Mapping) or not device or any(c.isspace() for c in device):
+            raise InvalidArgument(f"linux.resources.{field} must be the limits of a device")
+        words = [device]
+        for key, word in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")):
+            if (value := number(limit, key, f"{field}.")) is not None:
+                _in_range(value, 0, 0xFFFFFFFF, f"{field}.{key}")
+                words.append(f"{word}={value}")
+        if len(words) == 1:
+            raise InvalidArgument(f"linux.resources.{field} must limit hcaHandles or hcaObjects")
+        lines.append(" ".join(words))
+    return lines
+
+
+def device_number(entry: Mapping[str, Any], field: str = "") -> str:
+    """`major:minor` of a block device entry of blockIO; `field` is where it stands, for the error."""
     major, minor = number(entry, "major"), number(entry, "minor")
     if major is None or minor is None:
-        raise InvalidArgument("linux.resources.blockIO: a device needs major and minor")
+        raise InvalidArgument(f"linux.resources.blockIO.{field}: a device needs major and minor")
+    for value in (major, minor):
+        _in_range(value, 0, 0xFFFFFFFF, f"blockIO.{field}: device number")
     return f"{major}:{minor}"

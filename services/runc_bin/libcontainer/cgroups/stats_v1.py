@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ _BLKIO = {
     "ioTimeRecursive": ("time_recursive",),
     "sectorsRecursive": ("sectors_recursive",),
 }
+_CPUSET_FLAGS = (
+    *("cpu_exclusive", "mem_hardwall", "mem_exclusive", "memory_migrate", "memory_spread_page"),
+    *("memory_spread_slab", "memory_pressure", "sched_load_balance", "sched_relax_domain_level"),
+)
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -28,6 +33,7 @@ def collect(paths: Mapping[str, str]) -> dict[str, Any]:
     parts = (
         ("cpuacct", "cpu", _cpu_usage),
         ("cpu", "cpu", _throttling),
+        ("cpuset", "cpuset", _cpuset),
         ("memory", "memory", _memory),
         ("pids", "pids", pids),
         ("blkio", "blkio", _blkio),
@@ -47,6 +53,13 @@ def collect(paths: Mapping[str, str]) -> dict[str, Any]:
 def _cpu_usage(directory: str) -> dict[str, Any]:
     usage: dict[str, Any] = {"total": files.read_number(directory + "/cpuacct.usage")}
     usage["percpu"] = [int(word) for word in files.read(directory + "/cpuacct.usage_percpu").split()]
+    try:
+        lines = files.read(directory + "/cpuacct.usage_all").splitlines()[1:]
+    except FileNotFoundError:  # of Linux 4.8
+        lines = []
+    for place, key in ((1, "percpu_user"), (2, "percpu_kernel")):
+        if lines:
+            usage[key] = [int(line.split()[place]) for line in lines]
     split = files.read_table(directory + "/cpuacct.stat")
     usage["user"] = split.get("user", 0) * _TICK_NS
     usage["kernel"] = split.get("system", 0) * _TICK_NS
@@ -62,6 +75,26 @@ def _throttling(directory: str) -> dict[str, Any]:
             "throttledTime": table.get("throttled_time", 0),
         }
     }
+
+
+def _cpuset(directory: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("cpus", "mems"):
+        found[name] = number_list(files.read(f"{directory}/cpuset.{name}"))
+    for name in _CPUSET_FLAGS:
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = int(files.read(f"{directory}/cpuset.{name}"))
+    return found
+
+
+def number_list(text: str) -> list[int]:
+    """The numbers of a list such as `0-3,8` (cpuset(7), "List format")."""
+    numbers: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first:
+            numbers += range(int(first), int(last or first) + 1)
+    return numbers
 
 
 def _memory(directory: str) -> dict[str, Any]:

@@ -13,11 +13,22 @@ from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, No
 from linux.crashpoints import crashpoint
 
 from . import files, stats_v1
-from .device_rules import DeviceState, parse_list, target_state
+from .device_rules import DeviceState, parse_list
 from .files import set_value
 from .manager import Manager, join, make_directories, remove_directories, send_kill
 from .oom import OomEvents, watch_v1
-from .resources import Resources, device_number, entries, hugepage_limits, number, pids_max, section, text
+from .resources import (
+    Resources,
+    device_number,
+    entries,
+    hugepage_limits,
+    number,
+    pids_max,
+    rdma_limits,
+    section,
+    swappiness,
+    text,
+)
 
 # Joined when the host lets us, without any limit in them; a failure there takes no control away from the
 # container's limits.
@@ -26,6 +37,8 @@ _BEST_EFFORT = frozenset({"name=systemd", "misc", ""})
 
 class ManagerV1(Manager):
     """A container's directories in the v1 hierarchies."""
+
+    unified = False
 
     @property
     def directory(self) -> str:
@@ -79,16 +92,6 @@ class ManagerV1(Manager):
         for controller, path in self.paths.items():
             first.setdefault(path, controller)
         return [(controller, path) for path, controller in first.items()]
-
-    def apply(self, resources: Resources | None = None) -> None:
-        wanted = self._resources if resources is None else resources
-        self._set_limits(wanted)
-        self._set_devices(target_state(entries(wanted, "devices")))
-
-    def update(self, resources: Resources) -> None:
-        self._set_limits(resources)
-        if resources.get("devices"):
-            self._set_devices(target_state(entries(resources, "devices")))
 
     def freeze(self) -> None:
         path = self._path("freezer") + "/freezer.state"
@@ -179,9 +182,7 @@ class ManagerV1(Manager):
         for name in missing:
             _inherit_cpuset(directory, name)
 
-    def _set_limits(self, resources: Resources) -> None:
-        if resources.get("unified"):
-            raise InvalidArgument("invalid configuration: cannot use unified on cgroup v1")
+    def _set_limits(self, resources: Resources, *, live: bool) -> None:
         if cpu := section(resources, "cpu"):
             self._set_cpu(cpu)
         if memory := section(resources, "memory"):
@@ -201,11 +202,8 @@ class ManagerV1(Manager):
         for priority in entries(network, "priorities"):
             line = f"{text(priority, 'name')} {number(priority, 'priority') or 0}"
             set_value(self._path("net_prio") + "/net_prio.ifpriomap", line)
-        for device, limits in section(resources, "rdma").items():
-            handles, objects = number(limits, "hcaHandles"), number(limits, "hcaObjects")
-            words = [f"hca_handle={handles}"] * (handles is not None)
-            words += [f"hca_object={objects}"] * (objects is not None)
-            set_value(self._path("rdma") + "/rdma.max", " ".join([device, *words]))
+        for line in rdma_limits(resources):
+            set_value(self._path("rdma") + "/rdma.max", line)
 
     def _set_cpu(self, cpu: Resources) -> None:
         if text(cpu, "cpus") or text(cpu, "mems"):
@@ -262,11 +260,8 @@ class ManagerV1(Manager):
             set_value(directory + "/memory.soft_limit_in_bytes", str(reservation))
         if memory.get("disableOOMKiller") is True:
             set_value(directory + "/memory.oom_control", "1")
-        swappiness = number(memory, "swappiness")
-        if swappiness is not None and swappiness != -1:
-            if not 0 <= swappiness <= 100:
-                raise InvalidArgument(f"invalid memory swappiness value: {swappiness} (valid range is 0-100)")
-            set_value(directory + "/memory.swappiness", str(swappiness))
+        if (value := swappiness(memory)) is not None:
+            set_value(directory + "/memory.swappiness", str(value))
 
     def _set_blockio(self, blockio: Resources) -> None:
         directory = self._path("blkio")

@@ -14,7 +14,7 @@ from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, No
 from linux.crashpoints import crashpoint
 
 from . import bpf_devices, files, hierarchy, stats_v2
-from .device_rules import ALL, target_state
+from .device_rules import ALL, DeviceState
 from .files import set_value
 from .manager import Manager, join, make_directories, remove_directories, send_kill
 from .oom import OomEvents, watch_v2
@@ -27,6 +27,7 @@ from .resources import (
     io_weight,
     number,
     pids_max,
+    rdma_limits,
     section,
     swap_max,
     text,
@@ -40,6 +41,8 @@ _DOMAIN_LIMITS = ("memory", "cpu", "blockIO", "hugepageLimits")
 
 class ManagerV2(Manager):
     """A container's directory in the unified hierarchy."""
+
+    unified = True
 
     @property
     def directory(self) -> str:
@@ -114,18 +117,6 @@ class ManagerV2(Manager):
     def join_self(self, *, born_inside: bool = False) -> None:
         if not born_inside:
             join(self.directory + "/cgroup.procs", 0)
-
-    def apply(self, resources: Resources | None = None) -> None:
-        wanted = self._resources if resources is None else resources
-        self._set_limits(wanted)
-        self._set_devices(wanted)
-        self._set_unified(wanted)
-
-    def update(self, resources: Resources) -> None:
-        self._set_limits(resources)
-        if resources.get("devices"):
-            self._set_devices(resources)
-        self._set_unified(resources)
 
     def freeze(self) -> None:
         set_value(self.directory + "/cgroup.freeze", "1")
@@ -208,11 +199,11 @@ class ManagerV2(Manager):
     def _has(self, controller: str) -> bool:
         return controller in files.read(self.directory + "/cgroup.controllers").split()
 
-    def _set_limits(self, resources: Resources) -> None:
+    def _set_limits(self, resources: Resources, *, live: bool) -> None:
         if (limit := pids_max(resources)) is not None:
             self._set("pids.max", limit)
         if memory := section(resources, "memory"):
-            self._set_memory(memory)
+            self._set_memory(memory, live=live)
         if blockio := section(resources, "blockIO"):
             self._set_io(blockio)
         if cpu := section(resources, "cpu"):
@@ -221,14 +212,16 @@ class ManagerV2(Manager):
             self._set(f"hugetlb.{size}.max", str(value))
             if os.path.exists(f"{self.directory}/hugetlb.{size}.rsvd.max"):  # of Linux 5.7
                 self._set(f"hugetlb.{size}.rsvd.max", str(value))
-        for device, limits in section(resources, "rdma").items():
-            handles, objects = number(limits, "hcaHandles"), number(limits, "hcaObjects")
-            words = [f"hca_handle={handles}"] * (handles is not None)
-            words += [f"hca_object={objects}"] * (objects is not None)
-            self._set("rdma.max", " ".join([device, *words]))
+        for line in rdma_limits(resources):
+            self._set("rdma.max", line)
+        self._set_unified(resources)
 
-    def _set_memory(self, memory: Resources) -> None:
+    def _set_memory(self, memory: Resources, *, live: bool) -> None:
         limit, swap = number(memory, "limit") or 0, number(memory, "swap") or 0
+        if live and limit > 0 and not swap:
+            swap = self._combined_limit()
+        elif live and swap > 0 and not limit:
+            limit = self._limit("memory.max")
         swap_value = swap_max(limit, swap)
         if memory.get("checkBeforeUpdate") is True:
             self._check_usage(limit, swap)
@@ -237,17 +230,30 @@ class ManagerV2(Manager):
             try:
                 self._set("memory.swap.max", word)
             except NotFound:
-                if word not in (
-                    "max",
-                    "0",
-                ):  # a kernel without swap accounting can neither limit nor offer swap
+                # a kernel without swap accounting can neither limit nor offer swap
+                if word not in ("max", "0"):
                     raise
         if limit:
             self._set("memory.max", "max" if limit == -1 else str(limit))
         if reservation := number(memory, "reservation"):
             self._set("memory.low", "max" if reservation == -1 else str(reservation))
-        # swappiness, kernel memory and disableOOMKiller have no counterpart in v2: runc leaves them out as
-        # well
+
+    def _limit(self, name: str) -> int:
+        """A limit in force in bytes; 0 when there is none."""
+        try:
+            value = files.read_number(f"{self.directory}/{name}")
+        except FileNotFoundError:
+            return 0
+        return 0 if value == (1 << 64) - 1 else value
+
+    def _combined_limit(self) -> int:
+        """memory+swap as v1 counts it: it stays when only the memory limit is changed. 0: no limit."""
+        memory = self._limit("memory.max")
+        try:
+            swap = files.read(self.directory + "/memory.swap.max").strip()
+        except FileNotFoundError:
+            return 0
+        return int(swap) + memory if memory and swap != "max" else 0
 
     def _check_usage(self, limit: int, swap: int) -> None:
         try:
@@ -273,7 +279,11 @@ class ManagerV2(Manager):
                     raise
                 burst_later = True
         if quota or period:
-            self._set("cpu.max", f"{quota if quota > 0 else 'max'} {period or 100000}")
+            word = str(quota) if quota > 0 else "max"
+            if not quota:
+                word = files.read(self.directory + "/cpu.max").split()[0]
+            # without a period the kernel keeps the one in force
+            self._set("cpu.max", f"{word} {period}" if period else word)
             if burst_later:
                 self._set("cpu.max.burst", str(burst))
         for name in ("cpus", "mems"):
@@ -300,14 +310,13 @@ class ManagerV2(Manager):
                 rate = number(entry, "rate")
                 self._set("io.max", f"{device_number(entry)} {word}={rate or 'max'}")
 
-    def _set_devices(self, resources: Resources) -> None:
-        state = target_state(entries(resources, "devices"))
+    def _set_devices(self, target: DeviceState) -> None:
         try:
-            bpf_devices.attach(self.directory, state)
+            bpf_devices.attach(self.directory, target)
         except OSError as error:
-            if error.errno == errno.EPERM and state.default_allow and not state.exceptions:
+            if error.errno == errno.EPERM and target.default_allow and not target.exceptions:
                 return  # everything is allowed anyway
-            restricts = any(access != ALL for access in state.exceptions.values())
+            restricts = any(access != ALL for access in target.exceptions.values())
             detail = " (rules that restrict access need it)" if restricts else ""
             raise Internal(
                 f"cannot set device rules of {self.directory}: bpf: {error.strerror}{detail}"
@@ -315,17 +324,11 @@ class ManagerV2(Manager):
 
     def _set_unified(self, resources: Resources) -> None:
         for name, value in section(resources, "unified").items():
-            if "/" in name:
-                raise InvalidArgument(f'unified resource "{name}" must be a file name (no slashes)')
-            controller, dot, _ = name.partition(".")
-            if not dot:
-                raise InvalidArgument(f'unified resource "{name}" must be in the form CONTROLLER.PARAMETER')
-            if not isinstance(value, str):
-                raise InvalidArgument(f'unified resource "{name}" must be a string')
             for line in value.splitlines():
                 try:
                     files.write(f"{self.directory}/{name}", line)
                 except OSError as error:
+                    controller = name.partition(".")[0]
                     if controller != "cgroup" and not self._has(controller):
                         raise NotFound(
                             f'unified resource "{name}" can\'t be set: '
