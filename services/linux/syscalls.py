@@ -17,6 +17,7 @@ from typing import Any
 StrPath = str | bytes
 
 AT_FDCWD = -100
+AT_EACCESS = 0x200
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -116,6 +117,7 @@ _prctl = _function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _personality = _function("personality", c_ulong)
 _statfs = _function("statfs", c_char_p, c_char_p)
 _fstatfs = _function("fstatfs", c_int, c_char_p)
+_faccessat = _function("faccessat", c_int, c_char_p, c_int, c_int)
 _clone3 = _syscall("clone3", c_char_p, c_size_t, library=_pylibc)
 _pivot_root = _syscall("pivot_root", c_char_p, c_char_p)
 _capget = _syscall("capget", c_char_p, c_char_p)
@@ -358,6 +360,12 @@ def openat2(dir_fd: int, path: StrPath, flags: int, *, mode: int = 0, resolve: i
     if fd < 0:
         _raise(path)
     return fd
+
+
+def check_access(path: StrPath, mode: int) -> None:
+    """faccessat(2) as the effective user; `mode` is os.R_OK, W_OK, X_OK. `os.access` hides the error."""
+    if _faccessat(AT_FDCWD, _path(path), mode, AT_EACCESS) < 0:
+        _raise(path)
 
 
 def filesystem_type(target: StrPath | int) -> int:

@@ -135,8 +135,14 @@ def _check_program(path: str, name: str) -> None:
         raise NotFound(f'exec: "{name}": stat {path}: {text}') from None
     if stat.S_ISDIR(info.st_mode):
         raise InvalidArgument(f'exec: "{name}": is a directory')
-    if not os.access(path, os.X_OK, effective_ids=True):
-        raise InvalidArgument(f'exec: "{name}": permission denied')
+    try:
+        syscalls.check_access(path, os.X_OK)
+    except OSError as error:
+        # A filter that does not know faccessat2(2) answers EPERM: the mode decides, and the exec at last.
+        if error.errno == errno.EPERM and info.st_mode & 0o111:
+            return
+        text = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument(f'exec: "{name}": {text}') from None
 
 
 def environment(process: Process) -> dict[str, str]:

@@ -169,7 +169,7 @@ def _run_hooks_outside(birth: Birth) -> None:
 def _become(birth: Birth, root: Root) -> None:
     """Give up what the program must not have, wait for the start, and become it."""
     process = birth.process
-    proc = root.proc()
+    own_fds = syscalls.openat2(root.proc(), "self/fd", os.O_PATH | os.O_DIRECTORY)
     if process.no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     scheduling.apply(process, birth.spec.personality)
@@ -182,7 +182,6 @@ def _become(birth: Birth, root: Root) -> None:
     identity.become(process)
     env = identity.environment(process)
     path = identity.find_program(process.args[0], process.env)
-    own_fds = syscalls.openat2(proc, "self/fd", os.O_PATH | os.O_DIRECTORY)
     pass_on(birth.passed_fds)
     settle(birth.channel)
     if program is not None and process.no_new_privileges:

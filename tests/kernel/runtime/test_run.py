@@ -347,3 +347,14 @@ def test_a_killed_runtime_leaves_nothing_running(bundle: Bundle) -> None:
     container_id, pid = bundle.start("sleep", "60")
     bundle.call("delete", "--force", container_id)
     assert is_gone(pid)
+
+
+def test_a_filter_that_knows_no_newer_calls(bundle: Bundle) -> None:
+    """Without no_new_privs the filter is there while init still prepares itself."""
+    newer = ["faccessat2", "openat2", "close_range", "clone3", "statx", "mount_setattr", "pidfd_open"]
+    bundle.process["noNewPrivileges"] = False
+    bundle.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": newer, "action": "SCMP_ACT_ERRNO"}],
+    }
+    assert bundle.run("echo", "it runs").stdout == "it runs\n"
