@@ -21,7 +21,7 @@ def _read_process(context: Context, record: State) -> Process:
         return fields.load_json(path, process_spec.read_process, f"open {path}: no such file or directory")
     base = spec.load_spec(record.bundle).process
     if base is None:
-        raise InvalidArgument("process property must not be empty")
+        raise InvalidArgument(process_spec.NO_PROCESS)
     if len(context.args) < 2:
         raise InvalidArgument("exec args cannot be empty")
     uid, gid = _user(context.text("user"), base)

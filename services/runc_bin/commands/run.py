@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 
-from errdefs import BuoyError
+from errdefs import BuoyError, InvalidArgument
 
 from runc_bin.cli import Context
 from runc_bin.commands import launch
 from runc_bin.commands.create import make, read_bundle, warn_of_ignored
 from runc_bin.foreground import Foreground
 from runc_bin.libcontainer import container
+from runc_bin.libcontainer.process_spec import NO_PROCESS
 from runc_bin.log import Log
 
 
 def run(context: Context, log: Log) -> int:
     bundle, spec = read_bundle(context)
+    if spec.process is None:
+        raise InvalidArgument(NO_PROCESS)
     detached = context.given("detach")
-    terminal = spec.process is not None and spec.process.terminal
+    terminal = spec.process.terminal
     launch.check_terminal(context, terminal=terminal, detached=detached)
     stay = None if detached else Foreground(subreaper=not context.given("no-subreaper"))
     console = None

@@ -18,7 +18,7 @@ from linux.crashpoints import crashpoint
 
 from runc_bin.libcontainer import apparmor, cgroups, hooks, init, seccomp, state
 from runc_bin.libcontainer.failures import reason
-from runc_bin.libcontainer.process_spec import Process
+from runc_bin.libcontainer.process_spec import Process, no_process
 from runc_bin.libcontainer.spec import Spec
 from runc_bin.libcontainer.state import State
 from runc_bin.libcontainer.sync import Channel, Message
@@ -66,9 +66,7 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
     Returns its record. The process is this one's child. Errors: those of the spec's checks, AlreadyExists
     for a taken id, and Internal with the text of init's error.
     """
-    process = spec.process
-    if process is None:
-        raise InvalidArgument("process property must not be empty")
+    process = spec.process or no_process()
     state.check_id(container_id)
     check_passed_fds(3 + options.listen_fds, options.preserve_fds)
     if process.apparmor_profile and not apparmor.enabled():

@@ -248,10 +248,11 @@ def _become(joining: Joining) -> None:
         with step("unable to apply apparmor profile"):
             apparmor.apply_exec(profile)
     scheduling.apply(process, record.personality)
+    entered = identity.enter_directory(process.cwd)
     if program is not None and not process.no_new_privileges:
         seccomp.install(program, record.seccomp_flags)
     identity.set_rlimits(process.rlimits)
-    identity.become(process)
+    identity.become(process, entered=entered)
     env = identity.environment(process)
     path = identity.find_program(process.args[0], process.env)
     init.pass_on(joining.passed_fds)

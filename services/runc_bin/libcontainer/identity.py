@@ -44,13 +44,27 @@ def set_oom_score(score: int | None) -> None:
             file.write(str(score))
 
 
-def become(process: Process) -> None:
-    """Take the working directory, the groups, the user and the capabilities of the spec.
+def enter_directory(cwd: str) -> bool:
+    """Go to the working directory; False when that is forbidden, so that `become` is to try it as the user.
 
-    The directory is tried before and, if that is forbidden, after the change of user, and must lie in the
-    container: a descriptor that leads out of it would make it a way to the host (CVE-2024-21626).
+    It must lie in the container: a descriptor that leads out of it would make it a way to the host
+    (CVE-2024-21626). A filter may forbid getcwd(2), so this comes before one is loaded.
     """
-    entered = _enter_directory(process.cwd)
+    try:
+        os.chdir(cwd)
+    except PermissionError:
+        return False
+    except OSError as error:
+        text = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument(f'chdir to cwd ("{cwd}") set in config.json failed: {text}') from None
+    _check_directory()
+    return True
+
+
+def become(process: Process, *, entered: bool) -> None:
+    """Take the groups, the user and the capabilities of the spec, and the working directory unless it was
+    `entered`.
+    """
     caps = process.capabilities
     if caps is not None:
         with step("unable to apply bounding set"):
@@ -64,22 +78,11 @@ def become(process: Process) -> None:
     if not entered:
         with step(f'chdir to cwd ("{process.cwd}") set in config.json failed'):
             os.chdir(process.cwd)
-    _check_directory()
+        _check_directory()
     if caps is not None:
         syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
         with step("unable to apply caps"):
             capabilities.apply(caps)
-
-
-def _enter_directory(cwd: str) -> bool:
-    try:
-        os.chdir(cwd)
-    except PermissionError:
-        return False
-    except OSError as error:
-        text = os.strerror(error.errno or 0).lower()
-        raise InvalidArgument(f'chdir to cwd ("{cwd}") set in config.json failed: {text}') from None
-    return True
 
 
 def _check_directory() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from errdefs import InvalidArgument
 from linux import fds, syscalls
 
 from runc_bin.libcontainer import (
@@ -30,7 +31,7 @@ from runc_bin.libcontainer import (
 )
 from runc_bin.libcontainer.cgroups import Manager
 from runc_bin.libcontainer.failures import reason, step
-from runc_bin.libcontainer.process_spec import Process
+from runc_bin.libcontainer.process_spec import NO_PROCESS, Process
 from runc_bin.libcontainer.rootfs import Root
 from runc_bin.libcontainer.spec import Spec
 from runc_bin.libcontainer.sync import Channel, Message
@@ -173,21 +174,24 @@ def _become(birth: Birth, root: Root) -> None:
     if process.no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     scheduling.apply(process, birth.spec.personality)
+    entered = identity.enter_directory(process.cwd)
     program = birth.seccomp_program
     # Without no_new_privs only a privileged process may load a filter, so it comes before the capabilities
     # go; else it comes as late as can be.
     if program is not None and not process.no_new_privileges:
         seccomp.install(program, birth.seccomp_flags)
     identity.set_rlimits(process.rlimits)
-    identity.become(process)
+    identity.become(process, entered=entered)
     env = identity.environment(process)
-    path = identity.find_program(process.args[0], process.env)
+    path = identity.find_program(process.args[0], process.env) if process.args else ""
     pass_on(birth.passed_fds)
     settle(birth.channel)
     if program is not None and process.no_new_privileges:
         seccomp.install(program, birth.seccomp_flags)
     birth.channel.close()
     _wait_for_start(own_fds, birth.fifo_fd)
+    if not process.args:
+        raise InvalidArgument(NO_PROCESS)
     if birth.spec.hooks.get("startContainer"):
         hooks.run(birth.spec.hooks["startContainer"], "startContainer", birth.oci_state, process.env)
     execute(path, process.args, env, birth.passed_fds)

@@ -54,6 +54,9 @@ _SCHEDULER_FLAGS = {
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 
 
+NO_PROCESS = "process property must not be empty"
+
+
 class Rlimit(Record):
     """One resource limit: the name's number, soft and hard value (2**64 - 1 is no limit)."""
 
@@ -143,6 +146,13 @@ def read_process(document: Mapping[str, Any]) -> Process:
         scheduler=_read_scheduler(document),
         io_priority=_read_io_priority(document),
     )
+
+
+def no_process() -> Process:
+    """What stands for the process of a spec that has none: a container can be created from that, but not
+    run (runtime.md, "Start"). It has no `args`.
+    """
+    return read_process({"cwd": "/", "args": [""], "capabilities": {}}).replace(args=())
 
 
 def _read_rlimits(document: Mapping[str, Any]) -> tuple[Rlimit, ...]:

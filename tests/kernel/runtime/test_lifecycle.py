@@ -272,6 +272,22 @@ def test_what_a_crash_leaves_is_removed(bundle: Bundle, point: str) -> None:
     wait_until(lambda: not _processes_of(bundle))
 
 
+def test_a_spec_without_a_process(bundle: Bundle) -> None:
+    del bundle.spec["process"]
+    container_id = bundle.new_id()
+    assert "process property must not be empty" in bundle.call("run", container_id, check=False).stderr
+    with (bundle.folder / "stderr").open("w") as stderr:
+        null = subprocess.DEVNULL
+        subprocess.run(
+            bundle.command("create", container_id), stdout=null, stderr=stderr, cwd=bundle.folder, check=True
+        )
+    assert bundle.state(container_id)["status"] == "created"
+    bundle.call("start", container_id)
+    wait_until(lambda: bundle.state(container_id)["status"] == "stopped")
+    assert (bundle.folder / "stderr").read_text() == "process property must not be empty\n"
+    bundle.call("delete", container_id)
+
+
 def _processes_of(bundle: Bundle) -> list[int]:
     """Processes whose root is this bundle's."""
     found = []
