@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import select
@@ -42,9 +43,11 @@ _MOST_LEADING = 256 * 1024
 _DOUBT = 1.0
 #: Seconds between looks at whether a reply that did not fit into the socket has left.
 _FLUSH_LOOK = 0.02
-#: Requests that may be served twice, should this process end before their reply begins (RFC 9110, 9.2.1), and
-#: the one that changes nothing although it is a POST.
-_CHANGE_NOTHING = re.compile(rb"(?:GET|HEAD) |POST (?:/v[0-9.]+)?/containers/[^/?\s]+/wait[?\s]")
+#: Requests that may be served again, should this process end before their reply begins: those that are safe
+#: (RFC 9110, 9.2.1), and those that change nothing before what continues them is stored.
+_SERVED_AGAIN = re.compile(
+    rb"(?:GET|HEAD) |POST (?:/v[0-9.]+)?/(?:containers/[^/?\s]+/(?:attach|wait)|exec/[^/?\s]+/start)[?\s]"
+)
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 #: Requests after which the connection may be taken over, so that what follows is not to be parsed.
 _HIJACKS = re.compile(rb"(?:/v[0-9.]+)?/(?:containers/[^/]+/attach|exec/[^/]+/start)\Z")
@@ -54,14 +57,17 @@ _HIJACKS = re.compile(rb"(?:/v[0-9.]+)?/(?:containers/[^/]+/attach|exec/[^/]+/st
 class Taken:
     """A connection that is the caller's now. `leading` are the bytes that the client sent behind its request.
 
-    `kept` is the name by which the service manager keeps the socket, "" when it does not. `released`, to be
-    called once the connection is over or somebody else's, has it let go.
+    `kept` is the name by which the service manager keeps the socket, "" when it does not. `stored` is to be
+    called once the next process would go on with the connection by what the caller stored: until then it
+    would serve the request again, where it can. `released`, to be called once the connection is over or
+    somebody else's, has the manager let go.
     """
 
     sock: socket.socket
     leading: bytes
+    kept: str
+    stored: Callable[[], None]
     released: Callable[[], None]
-    kept: str = ""
 
 
 def take(request: Request) -> Taken:
@@ -73,6 +79,13 @@ def take(request: Request) -> Taken:
     if protocol is None:
         raise errdefs.Internal("this server's connections cannot be taken over")
     return cast(_Http, protocol).take()
+
+
+def once(request: Request) -> None:
+    """To be called before a request that could be served again changes something after all."""
+    protocol = request.scope.get("extensions", {}).get("buoy.connection")
+    if protocol is not None:
+        cast(_Http, protocol).once()
 
 
 def protocol(connections: Connections) -> type[asyncio.Protocol]:
@@ -225,14 +238,15 @@ class _Http(HttpToolsProtocol):
             if len(self._head) > _LONGEST_HEAD:
                 self.send_400_response("431 Request Header Fields Too Large")
             return b""
-        head, rest = self._head[: end.end()], self._head[end.end() :]
+        request = self._head
+        head, body = request[: end.end()], request[end.end() :]
         self._head = b""
-        alone = not rest and self._is_idle()
+        idle = self._is_idle()
         self._parse(head)
-        again = _CHANGE_NOTHING.match(head) is not None and len(head) <= LONGEST_REQUEST
-        if alone and again and not self._in_request:
-            self._slots.asked(self._slot, head)
-        return rest
+        whole = idle and self._body_left == len(body) and len(request) <= LONGEST_REQUEST
+        if whole and _SERVED_AGAIN.match(head):
+            self._slots.asked(self._slot, request)
+        return body
 
     def _parse(self, data: bytes) -> None:
         # Only the end of what is given can lie behind the request: the cut is made in `_feed`.
@@ -349,6 +363,9 @@ class _Http(HttpToolsProtocol):
             self._slots.ended(self._slot)
         super().connection_lost(exc)
 
+    def once(self) -> None:
+        self._slots.busy(self._slot)
+
     def take(self) -> Taken:
         cycle = self.cycle
         if cycle.response_started or self._taken:
@@ -363,9 +380,14 @@ class _Http(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = cycle.disconnected = True
         leading, self._leading = self._leading, b""
         slot, self._slot = self._slot, NO_SLOT
-        self._slots.taken(slot)
         self.transport.abort()
-        return Taken(sock, leading, lambda: self._slots.release(slot), self._slots.name(slot))
+        return Taken(
+            sock,
+            leading,
+            self._slots.name(slot),
+            stored=functools.partial(self._slots.taken, slot),
+            released=functools.partial(self._slots.release, slot),
+        )
 
 
 def _gone(fd: int) -> bool:

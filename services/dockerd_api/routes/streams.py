@@ -19,7 +19,7 @@ from dockerd_api.engine.containers import Containers
 from dockerd_api.engine.events import Events, filters_of
 from dockerd_api.engine.logs import LogOptions, nanoseconds
 from dockerd_api.engine.model import Container, Phase, WaitOutcome
-from dockerd_api.hijack import take
+from dockerd_api.hijack import once, take
 from dockerd_api.replies.producers import wait_body
 from dockerd_api.streams.reply import Streams, response_head
 
@@ -88,6 +88,7 @@ async def exec_start(exec_id: str, request: Request) -> Response:
     execs = request.app.state.execs
     record = execs.resolve(exec_id)
     if options.get("Detach"):
+        once(request)
         await execs.start_detached(exec_id)
         return Response(status_code=200)
     await execs.check_start(exec_id)

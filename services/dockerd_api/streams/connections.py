@@ -38,9 +38,9 @@ LONGEST_REQUEST = _SLOT - _REQUEST
 _TO_ANSWER = 0.25
 #: A request that has ended so many processes is not served again.
 _MOST_AGAIN = 3
-#: ASKED: a request was read that can be served again, and no byte of its reply was written. BUSY: any other
-#: request is under way. ANSWERED: the end of the reply is being written. TAKEN: a stream has the connection,
-#: or had it and gave it to a shim.
+#: ASKED: a request was read that can be served again, no byte of its reply was written and no stream stored.
+#: BUSY: any other request is under way. ANSWERED: the end of the reply is being written. TAKEN: a stream has
+#: the connection, or had it and gave it to a shim.
 _FREE, _IDLE, _BUSY, _ANSWERED, _ASKED, _TAKEN = range(6)
 #: For a connection that the manager does not keep.
 NO_SLOT = -1
@@ -88,7 +88,7 @@ class Connections:
             self._state[slot * _SLOT + 1] = 0
 
     def asked(self, slot: int, request: bytes) -> None:
-        """To be called with a whole request that changes nothing, so that the next process can serve it."""
+        """To be called with a whole request that can be served again, should this process end."""
         if slot >= 0:
             at = slot * _SLOT
             self._state[at + 2 : at + _REQUEST + len(request)] = len(request).to_bytes(2, "little") + request
@@ -110,7 +110,7 @@ class Connections:
             self._state[slot * _SLOT] = _IDLE
 
     def taken(self, slot: int) -> None:
-        """To be called when the connection is no longer HTTP's."""
+        """To be called when a stream that goes on with the connection is stored."""
         if slot >= 0:
             self._state[slot * _SLOT] = _TAKEN
 
@@ -166,6 +166,7 @@ class Connections:
                 if sock is not keep:
                     sock.close()
             if taken:
+                self.taken(slot)
                 self._free.remove(slot)
             elif keep is None:
                 self._store.forget(name)

@@ -225,6 +225,7 @@ class Streams:
         try:
             file.append(head, "")
             self._store.keep(name, [file.fd] if taken.kept else [taken.sock.fileno(), file.fd])
+            taken.stored()
         except BaseException:
             file.close()
             raise

@@ -36,7 +36,7 @@ async def big(request: Request) -> Response:
 async def slow(request: Request) -> Response:
     while not (folder / "quick").exists():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    return Response()
+    return Response(await request.body())
 
 
 async def deadly(request: Request) -> Response:
@@ -69,6 +69,7 @@ async def attach(request: Request) -> Response:
     """Sends back the body's size, the leading bytes, then everything that comes, to the end."""
     size = len(await request.body())
     taken = hijack.take(request)
+    taken.stored()
     taken.released()
     upgrade = "upgrade" in request.headers
     head = b"HTTP/1.1 101 UPGRADED\r\n\r\n" if upgrade else b"HTTP/1.1 200 OK\r\n\r\n"
@@ -107,6 +108,7 @@ app = Starlette(
         Route("/big", big, methods=["GET"]),
         Route("/slow", slow, methods=["GET", "POST"]),
         Route("/v1.50/containers/c/wait", slow, methods=["POST"]),
+        Route("/v1.50/exec/e/start", slow, methods=["POST"]),
         Route("/deadly", deadly, methods=["GET"]),
         Route("/body", body, methods=["POST"]),
         Route("/count", count, methods=["GET"]),

@@ -131,17 +131,29 @@ def test_request_under_way_at_a_kill_ends_its_connection(api: Api) -> None:
         assert sock.recv(10) == b""
 
 
-@pytest.mark.parametrize("line", [b"GET /slow", b"POST /v1.50/containers/c/wait?condition=removed"])
-def test_request_that_changes_nothing_is_served_by_the_next_process(line: bytes, api: Api) -> None:
+@pytest.mark.parametrize(
+    ("line", "body"),
+    [
+        (b"GET /slow", b""),
+        (b"POST /v1.50/containers/c/wait?condition=removed", b""),
+        (b"POST /v1.50/exec/e/start", b'{"Detach":false}'),
+    ],
+)
+def test_request_that_changes_nothing_is_served_by_the_next_process(
+    line: bytes, body: bytes, api: Api
+) -> None:
+    head = b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
     with api.raw() as sock:
-        sock.sendall(line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        sock.sendall(line + head + body)
         until(lambda: len(api.status()["stored"]) == 2)
         time.sleep(0.1)
         api.kill()
         api.kill()
         (api.layout.run / "quick").touch()
         with sock.makefile("rb") as reply:
-            assert reply.read().startswith(b"HTTP/1.1 200 OK")
+            got = reply.read()
+        assert got.startswith(b"HTTP/1.1 200 OK")
+        assert got.endswith(b"\r\n\r\n" + body)
         (api.layout.run / "quick").unlink()
 
 

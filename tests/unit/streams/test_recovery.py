@@ -65,7 +65,10 @@ async def test_stream_finds_its_socket_among_the_connections() -> None:
         streams = Streams(store)
         streams.produce("wait", _nothing)
         stream = streams.begin(
-            "wait", Taken(server, b"", lambda: None, f"conn-{SLOT}"), {"n": 1}, head=b"head "
+            "wait",
+            Taken(server, b"", f"conn-{SLOT}", stored=lambda: None, released=lambda: None),
+            {"n": 1},
+            head=b"head ",
         )
         assert client.recv(100) == b"head "
         passed = {
