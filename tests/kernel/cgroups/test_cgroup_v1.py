@@ -127,6 +127,31 @@ def test_refused_limits(
         manager.update(resources)
 
 
+@pytest.mark.skipif(
+    "hugetlb" not in hierarchy.v2_controllers() or "hugetlb" in hierarchy.v1_mounts(),
+    reason="needs a hybrid host with the hugetlb controller in its v2 tree",
+)
+def test_a_controller_of_the_v2_tree_of_a_hybrid_host(cgroup_name: str) -> None:
+    wanted = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}
+    manager = made(cgroup_name, **wanted)
+    manager.apply()
+    assert value(manager, "", "hugetlb.2MB.max") == str(4 << 20)
+    assert value(manager, "", "hugetlb.2MB.rsvd.max") == str(4 << 20)
+    manager.update({"hugepageLimits": [{"pageSize": "2MB", "limit": 6 << 20}], "pids": {"limit": 7}})
+    assert value(manager, "", "hugetlb.2MB.max") == str(6 << 20)
+    assert value(manager, "pids", "pids.max") == "7"
+    assert manager.stats()["hugetlb"]["2MB"] == {"usage": 0, "max": 0, "failcnt": 0}
+
+
+def test_a_limit_whose_controller_is_not_there(cgroup_name: str) -> None:
+    lacking = {"net_cls", "net_prio"} - set(hierarchy.v1_mounts())
+    if not lacking:
+        pytest.skip("needs a host without net_cls or net_prio")
+    network = {"classID": 7} if "net_cls" in lacking else {"priorities": [{"name": "lo", "priority": 1}]}
+    with pytest.raises(errdefs.NotFound, match="network: cgroup controller net_"):
+        manager_for({"cgroupsPath": cgroup_name, "resources": {"network": network}}, "id")
+
+
 def test_cpuset_is_inherited_through_empty_parents(cgroup_name: str) -> None:
     parent = Path(hierarchy.v1_mounts()["cpuset"][0] + cgroup_name).parent
     parent.mkdir()  # made by somebody who left it empty, so that it takes no process

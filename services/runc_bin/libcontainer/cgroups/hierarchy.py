@@ -49,6 +49,18 @@ def hybrid() -> bool:
     return os.path.exists(HYBRID_MOUNT + "/cgroup.controllers")
 
 
+@cache
+def v2_controllers() -> frozenset[str]:
+    """The controllers of the host's v2 tree: all of them on v2, those that v1 has left on a hybrid host."""
+    for root in (MOUNT, HYBRID_MOUNT):
+        try:
+            with open(root + "/cgroup.controllers", encoding="ascii") as file:
+                return frozenset(file.read().split())
+        except FileNotFoundError:
+            continue
+    return frozenset()
+
+
 def clean(path: str) -> str:
     """`path` without `.`, `..` and doubled slashes; a relative path stays relative and below its base."""
     if not path:

@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from errdefs import Conflict, FailedPrecondition, InvalidArgument
+from errdefs import Conflict, FailedPrecondition, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
 
 from . import files, hierarchy
 from .device_rules import DeviceState, target_state
 from .oom import OomEvents
-from .resources import Resources, check, entries
+from .resources import Resources, by_controller, check, entries
 
 MEMBERSHIP_RETRIES = 5
 
@@ -27,15 +27,16 @@ class Manager(ABC):
 
     `paths` maps controller names to absolute directories, as runc's state.json has it (`cgroup_paths`): on v1
     one entry per controller, `name=systemd` for the named hierarchy and "" for the v2 tree of a hybrid host;
-    on v2 the one key "". They are known before `create()`, so that a caller can record them first. Nothing is
-    kept open between calls.
+    on v2 the one key "". They are known before `create()`, so that a caller can record them first. `owner` is
+    the user id that gets the cgroup on v2 (None: it stays root's). Nothing is kept open between calls.
     """
 
     unified: ClassVar[bool]  # whether all of it is in the v2 tree
 
-    def __init__(self, paths: Mapping[str, str], resources: Resources) -> None:
+    def __init__(self, paths: Mapping[str, str], resources: Resources, owner: int | None = None) -> None:
         self.paths: dict[str, str] = dict(paths)
         self._resources = resources
+        self.owner = owner
 
     @staticmethod
     def from_paths(paths: Mapping[str, str]) -> Manager:
@@ -162,11 +163,12 @@ class Manager(ABC):
             raise Conflict("container's cgroup unexpectedly frozen")
 
 
-def manager_for(spec_linux: Mapping[str, Any], container_id: str) -> Manager:
+def manager_for(spec_linux: Mapping[str, Any], container_id: str, owner: int | None = None) -> Manager:
     """The manager for a container of the OCI `linux` object `spec_linux` (its `cgroupsPath` and `resources`).
 
     Nothing is changed; all of `resources` is checked. InvalidArgument for a spec that is wrong or that this
-    host's cgroup version cannot serve, FailedPrecondition without a devices controller.
+    host's cgroup version cannot serve, NotFound for a limit whose controller the host lacks,
+    FailedPrecondition without a devices controller.
     """
     cgroups_path, resources = spec_linux.get("cgroupsPath"), spec_linux.get("resources")
     cgroups_path = "" if cgroups_path is None else cgroups_path
@@ -185,7 +187,18 @@ def manager_for(spec_linux: Mapping[str, Any], container_id: str) -> Manager:
         if hierarchy.clean(cgroups_path) == "/":
             raise InvalidArgument("linux.cgroupsPath must not be the root")
         paths = hierarchy.v1_paths(cgroups_path, container_id)
-    return _class_for(paths)(paths, resources)
+    _require_controllers(resources, paths)
+    return _class_for(paths)(paths, resources, owner)
+
+
+def _require_controllers(resources: Resources, paths: Mapping[str, str]) -> None:
+    beside = hierarchy.v2_controllers() if "" in paths else ()
+    for controller, limits in by_controller(resources).items():
+        if ("blkio" if controller == "io" else controller) not in paths and controller not in beside:
+            raise NotFound(
+                f"linux.resources.{next(iter(limits))}: "
+                f"cgroup controller {controller} is not available on this host"
+            )
 
 
 def _class_for(paths: Mapping[str, str]) -> type[Manager]:

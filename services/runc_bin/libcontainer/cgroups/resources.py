@@ -71,6 +71,8 @@ _NUMBERS: dict[str, dict[str, tuple[int, int]]] = {
     "pids": {"limit": (-_I64, _I64)},
     "network": {"classID": (0, 0xFFFFFFFF)},
 }
+# Where 0 is a limit; elsewhere it is how an unset one may be written.
+_ZEROES = (("pids", "limit", 0), ("cpu", "idle", 0), ("cpu", "burst", 0), ("memory", "swappiness", 0))
 _RATES = (
     "throttleReadBpsDevice",
     "throttleWriteBpsDevice",
@@ -176,6 +178,41 @@ def _check_unified(resources: Resources, *, unified: bool) -> None:
             raise InvalidArgument(f'unified resource "{name}" is no limit: it would move processes')
         if not isinstance(value, str):
             raise InvalidArgument(f'unified resource "{name}" must be a string')
+
+
+def by_controller(resources: Resources) -> dict[str, Resources]:
+    """The limits that ask for something, by the controller that has them (`io` is blkio in v1's words)."""
+    cpu, network = section(resources, "cpu"), section(resources, "network")
+    sets = {key: value for key, value in cpu.items() if key in ("cpus", "mems")}
+    shares = {key: value for key, value in cpu.items() if key not in sets}
+    found: dict[str, Resources] = {}
+    for controller, name, wanted in (
+        ("memory", "memory", section(resources, "memory")),
+        ("pids", "pids", section(resources, "pids")),
+        ("cpu", "cpu", shares),
+        ("cpuset", "cpu", sets),
+        ("io", "blockIO", section(resources, "blockIO")),
+        ("net_cls", "network", {"classID": network.get("classID")}),
+        ("net_prio", "network", {"priorities": network.get("priorities")}),
+        ("rdma", "rdma", section(resources, "rdma")),
+    ):
+        if any(value or (name, key, value) in _ZEROES for key, value in wanted.items()):
+            found[controller] = {name: wanted}
+    if limits := resources.get("hugepageLimits"):
+        found["hugetlb"] = {"hugepageLimits": limits}
+    return found
+
+
+def without(resources: Resources, taken: Mapping[str, Resources]) -> Resources:
+    """`resources` without the limits of some controllers of `by_controller`."""
+    left = dict(resources)
+    for limits in taken.values():
+        for name, wanted in limits.items():
+            if isinstance(wanted, Mapping):
+                left[name] = {key: value for key, value in section(left, name).items() if key not in wanted}
+            else:
+                del left[name]
+    return left
 
 
 def ignored(resources: Resources) -> list[str]:

@@ -7,18 +7,19 @@ import errno
 import os
 import time
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
 
-from . import files, stats_v1
+from . import delegation, files, hierarchy, stats_v1
 from .device_rules import DeviceState, parse_list
 from .files import set_value
 from .manager import Manager, join, make_directories, remove_directories, send_kill
 from .oom import OomEvents, watch_v1
 from .resources import (
     Resources,
+    by_controller,
     device_number,
     entries,
     hugepage_limits,
@@ -28,7 +29,11 @@ from .resources import (
     section,
     swappiness,
     text,
+    without,
 )
+
+if TYPE_CHECKING:
+    from .v2 import ManagerV2
 
 # Joined when the host lets us, without any limit in them; a failure there takes no control away from the
 # container's limits.
@@ -45,13 +50,14 @@ class ManagerV1(Manager):
         return self.paths.get("devices") or next(iter(self.paths.values()))
 
     def create(self) -> None:
+        beside = self._beside(self._resources)
         with ExitStack() as undo:
             made: set[str] = set()
             for controller, path in self._directories():
                 try:
                     new = make_directories(path)
                 except OSError:
-                    if controller in _BEST_EFFORT:
+                    if controller in _BEST_EFFORT and (controller or not beside):
                         continue
                     raise
                 undo.callback(remove_directories, new)
@@ -65,7 +71,37 @@ class ManagerV1(Manager):
                 # before any process joins: a real-time process cannot move into a cgroup without a real-time
                 # budget
                 _set_realtime(cpu, section(self._resources, "cpu"))
+            if memory := self.paths.get("memory"):
+                self._prepare_memory(memory)
+            if beside:
+                delegation.enable_controllers(self.paths[""], beside)
             undo.pop_all()
+
+    def _beside(self, resources: Resources) -> dict[str, Resources]:
+        """The limits, by controller, that a hybrid host sets in its v2 tree: their controller is in no v1
+        hierarchy.
+        """
+        if "" not in self.paths or not (offered := hierarchy.v2_controllers()):
+            return {}
+        return {
+            name: limits
+            for name, limits in by_controller(resources).items()
+            if name in offered and ("blkio" if name == "io" else name) not in self.paths
+        }
+
+    def _side(self) -> ManagerV2:
+        """The container's cgroup in the v2 tree of a hybrid host."""
+        from .v2 import ManagerV2
+
+        return ManagerV2({"": self.paths[""]}, {})
+
+    def _prepare_memory(self, directory: str) -> None:
+        # kernels before 5.11 count children only when told so while there are none; newer ones always do
+        if section(self._resources, "memory").get("useHierarchy") is True:
+            path = directory + "/memory.use_hierarchy"
+            with contextlib.suppress(FileNotFoundError):
+                if files.read(path).strip() == "0":
+                    set_value(path, "1")
 
     def add_pid(self, pid: int) -> None:
         for controller, path in self._directories():
@@ -94,6 +130,9 @@ class ManagerV1(Manager):
         return [(controller, path) for path, controller in first.items()]
 
     def freeze(self) -> None:
+        if "freezer" not in self.paths and "" in self.paths:
+            self._side().freeze()
+            return
         path = self._path("freezer") + "/freezer.state"
         try:
             # A cgroup that keeps forking can stay FREEZING for long, so it is told again and again; a thaw in
@@ -115,12 +154,15 @@ class ManagerV1(Manager):
             raise
 
     def thaw(self) -> None:
+        if "freezer" not in self.paths and "" in self.paths:
+            self._side().thaw()
+            return
         set_value(self._path("freezer") + "/freezer.state", "THAWED")
 
     def frozen(self) -> bool:
         directory = self.paths.get("freezer")
         if directory is None:
-            return False
+            return "" in self.paths and self._side().frozen()
         try:
             # 1 only for a request on this cgroup itself; freezer.state also shows an ancestor's
             return files.read(directory + "/freezer.self_freezing").strip() == "1"
@@ -130,24 +172,22 @@ class ManagerV1(Manager):
             raise
 
     def kill_all(self) -> None:
-        freezer = self.paths.get("freezer")
         # Frozen processes cannot fork away from the list while it is walked. A fork bomb may resist freezing:
         # kill it anyway.
         with contextlib.suppress(OSError, BuoyError):
-            if freezer and self.pids():
+            if self.pids():
                 self.freeze()
         try:
             send_kill(self.pids())
         finally:
             # a frozen process dies only when thawed
             with contextlib.suppress(OSError, BuoyError):
-                if freezer:
-                    self.thaw()
+                self.thaw()
 
     def oom_kills(self) -> int:
         directory = self.paths.get("memory")
         if directory is None:
-            return 0
+            return self._side().oom_kills() if "" in self.paths else 0
         try:
             return files.read_table(directory + "/memory.oom_control").get("oom_kill", 0)
         except OSError as error:
@@ -156,13 +196,18 @@ class ManagerV1(Manager):
             raise
 
     def oom_events(self) -> OomEvents:
+        if "memory" not in self.paths and "" in self.paths:
+            return self._side().oom_events()
         try:
             return watch_v1(self._path("memory"))
         except OSError as error:
             raise NotFound(f"cannot watch {self.paths['memory']}: {error.strerror}") from error
 
     def stats(self) -> dict[str, Any]:
-        return stats_v1.collect(self.paths)
+        found = stats_v1.collect(self.paths)
+        if "" in self.paths and hierarchy.v2_controllers():
+            found = self._side().stats() | found
+        return found
 
     def _path(self, controller: str) -> str:
         path = self.paths.get(controller)
@@ -183,6 +228,11 @@ class ManagerV1(Manager):
             _inherit_cpuset(directory, name)
 
     def _set_limits(self, resources: Resources, *, live: bool) -> None:
+        if beside := self._beside(resources):
+            delegation.enable_controllers(self.paths[""], beside)
+            for limits in beside.values():
+                self._side()._set_limits(limits, live=live)
+            resources = without(resources, beside)
         if cpu := section(resources, "cpu"):
             self._set_cpu(cpu)
         if memory := section(resources, "memory"):

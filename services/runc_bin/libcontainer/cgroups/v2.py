@@ -13,7 +13,7 @@ from typing import Any
 from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
 
-from . import bpf_devices, files, hierarchy, stats_v2
+from . import bpf_devices, delegation, files, stats_v2
 from .device_rules import ALL, DeviceState
 from .files import set_value
 from .manager import Manager, join, make_directories, remove_directories, send_kill
@@ -55,48 +55,11 @@ class ManagerV2(Manager):
             crashpoint("cgroups.created")
             if self.directory not in made:
                 self._require_unused()
-            self._enable_controllers()
+            delegation.enable_controllers(self.directory)
             self._check_type()
+            if self.owner is not None:
+                delegation.give(self.directory, self.owner)
             undo.pop_all()
-
-    def _ancestors(self) -> list[str]:
-        """Directories from the root of the hierarchy to the container's parent."""
-        for root in (hierarchy.HYBRID_MOUNT, hierarchy.MOUNT):
-            if self.directory.startswith(root + "/"):
-                break
-        else:
-            raise InvalidArgument(f"invalid cgroup path {self.directory}")
-        found = [root]
-        for part in self.directory[len(root) + 1 :].split("/")[:-1]:
-            found.append(f"{found[-1]}/{part}")
-        return found
-
-    def _enable_controllers(self) -> None:
-        """Pass every controller down to the container's directory, writing only where one is missing.
-
-        Usually all is in place but for a new parent, so the parent is looked at first. A systemd service's
-        own cgroup is never written: with controllers handed to its children it could take no process any
-        more, and the service's next start would fail with EBUSY. What a limit then lacks is said when it is
-        set.
-        """
-        ancestors = self._ancestors()
-        wanted = set(files.read(ancestors[0] + "/cgroup.controllers").split())
-        if not wanted - set(files.read(ancestors[-1] + "/cgroup.subtree_control").split()):
-            return
-        for directory in ancestors:
-            if directory.endswith(".service"):
-                continue
-            missing = wanted - set(files.read(directory + "/cgroup.subtree_control").split())
-            if not missing:
-                continue
-            control = directory + "/cgroup.subtree_control"
-            try:
-                files.write(control, " ".join(f"+{name}" for name in sorted(missing)))
-            except OSError:
-                # one controller that cannot be had (not delegated, real-time processes) spoils the whole line
-                for name in sorted(missing):
-                    with contextlib.suppress(OSError):
-                        files.write(control, f"+{name}")
 
     def _check_type(self) -> None:
         kind = files.read(self.directory + "/cgroup.type").strip()
