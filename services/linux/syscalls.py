@@ -171,7 +171,8 @@ def clone(flags: int, *, cgroup_fd: int | None = None) -> int:
     """
     if cgroup_fd is not None:
         flags |= CLONE_INTO_CGROUP
-    arguments = struct.pack("=11Q", flags, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd or 0)
+    exit_signal = 0 if flags & CLONE_PARENT else SIGCHLD  # a sibling has the caller's
+    arguments = struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup_fd or 0)
     api = ctypes.pythonapi
     api.PyOS_BeforeFork()
     pid = int(_clone3(_NR["clone3"], arguments, len(arguments)))

@@ -234,15 +234,15 @@ class Runtime:
     async def _exec_here(
         self, container: str, process: str, stdio: tuple[int, int, int], console_socket: str
     ) -> int:
-        """`exec` whose only child is the process itself."""
+        """`exec` without a child that runs the runtime's command line."""
         failure = "OCI runtime exec failed"
         try:
             begun = self._begin_exec(container, process, stdio, console_socket)
             try:
-                ready: bool | None = False
-                while ready is not None:
+                more = True
+                while more:
                     await _either_readable((begun.channel.fileno(),))
-                    ready = hear(begun.channel, ready=ready)
+                    more = hear(begun)
             except BaseException:
                 if not self._reaper.has_ended(begun.pid):
                     os.kill(begun.pid, signal.SIGKILL)

@@ -1,4 +1,9 @@
-"""A further process in a running container: the caller's side and the child's. The talk is that of `sync`."""
+"""A further process in a running container: the caller's side and the child's. The talk is that of `sync`.
+
+The child joins all namespaces before a process of the container's pid namespace is made, as a sibling of it:
+whoever is in there and may trace (CAP_SYS_PTRACE) would else find the host behind /proc/<pid>/root and
+/proc/<pid>/fd of the newcomer, for a moment (compare CVE-2016-9962).
+"""
 
 from __future__ import annotations
 
@@ -57,13 +62,21 @@ class Joining(Record):
     seccomp_program: bytes | None
 
 
-class Begun(Record):
-    """A child that has been told to go on. What it says on `channel` is to be given to `hear` until all is
-    said; then the channel is to be closed.
+class Begun:
+    """A child on its way. `hear` is to be called until all is said; then the channel is to be closed.
+
+    pid: the child that enters, and from `born` on the process itself; both are the caller's children, and the
+    first has ended, or is about to, when the second is heard of.
     """
 
-    pid: int
-    channel: Channel
+    def __init__(self, pid: int, channel: Channel) -> None:
+        self.pid = self.entering = pid
+        self.channel = channel
+        self.ready = False
+
+    @property
+    def born(self) -> bool:
+        return self.pid != self.entering
 
 
 def start(root: str, record: State, process: Process, options: ExecOptions) -> int:
@@ -73,9 +86,8 @@ def start(root: str, record: State, process: Process, options: ExecOptions) -> i
     """
     begun = begin(root, record, process, options)
     try:
-        ready: bool | None = False
-        while ready is not None:
-            ready = hear(begun.channel, ready=ready)
+        while hear(begun):
+            pass
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.kill(begun.pid, signal.SIGKILL)
@@ -83,6 +95,8 @@ def start(root: str, record: State, process: Process, options: ExecOptions) -> i
         raise
     finally:
         begun.channel.close()
+        if begun.born:
+            os.waitpid(begun.entering, 0)
     return begun.pid
 
 
@@ -155,54 +169,38 @@ def _begin(
         manager=manager,
         born_inside=group is not None,
         pidfd=pidfd,
-        flags=flags & ~syscalls.CLONE_NEWPID,
+        flags=flags,
         console_socket=options.console if process.terminal else None,
         passed_fds=options.preserve_fds,
         seccomp_program=program,
     )
-    pid = _clone(pidfd, flags, group)
+    pid = syscalls.clone(0, cgroup_fd=group)
     if pid == 0:
         _run(joining, first)
     crashpoint("runc.exec.cloned")
-    with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
-        ours.send(Message.GO)
     failed.pop_all()
     return Begun(pid, ours)
 
 
-def _clone(pidfd: int, flags: int, group: int | None) -> int:
-    """clone the child into the container's pid namespace."""
-    if not flags & syscalls.CLONE_NEWPID:
-        return syscalls.clone(0, cgroup_fd=group)
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with step(f"{START_ERROR}: error executing setns process"):
-            syscalls.setns(pidfd, syscalls.CLONE_NEWPID)
-        pid = -1
-        try:
-            pid = syscalls.clone(0, cgroup_fd=group)
-        finally:
-            if pid:
-                syscalls.setns(own, syscalls.CLONE_NEWPID)
-        return pid
-    finally:
-        os.close(own)
-
-
-def hear(channel: Channel, *, ready: bool) -> bool | None:
-    """Take the child's next word. `ready`: what the last call has answered, False at first; None means that
-    all is said. Internal with the child's error.
-    """
-    got = channel.receive()
+def hear(begun: Begun) -> bool:
+    """Take the child's next word; False when all is said. Internal with the child's error."""
+    got = begun.channel.receive()
     if got is None:
-        if ready:
-            return None
+        if begun.ready:
+            return False
         raise Internal(f"{START_ERROR}: exec process exited before it was ready")
     message, text = got
-    if message is not Message.READY:
+    if message is Message.BORN:
+        begun.pid = int(text)
+        crashpoint("runc.exec.born")
+        answer = Message.GO
+    elif message is Message.READY:
+        begun.ready = True
+        answer = Message.DONE
+    else:
         raise Internal(f"{START_ERROR}: {text}")
-    with contextlib.suppress(BrokenPipeError):
-        channel.send(Message.DONE)
+    with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
+        begun.channel.send(answer)
     return True
 
 
@@ -213,14 +211,14 @@ def _run(joining: Joining, first: Callable[[], None] | None) -> NoReturn:
             first()
         interpreter.seal()
         init.prepare_child(joining.channel, joining.passed_fds, (joining.pidfd, console_fd))
-        joining.channel.expect(Message.GO)
         _enter(joining)
+        _be_born(joining)
         _become(joining)
     os._exit(255)
 
 
 def _enter(joining: Joining) -> None:
-    """Join the container's cgroup, keyring and namespaces, and its terminal's devpts."""
+    """Join the container's cgroup and namespaces; of the pid namespace only children become members."""
     with step("unable to join the container's cgroup"):
         joining.manager.join_self(born_inside=joining.born_inside)
     score = joining.process.oom_score_adj
@@ -229,6 +227,21 @@ def _enter(joining: Joining) -> None:
         with step("unable to join the container's namespaces"):
             syscalls.setns(joining.pidfd, joining.flags)
     os.close(joining.pidfd)
+
+
+def _be_born(joining: Joining) -> None:
+    """Become the process, in the pid namespace that was joined; returns in it alone."""
+    pid = os.getpid()
+    if joining.flags & syscalls.CLONE_NEWPID:
+        pid = syscalls.clone(syscalls.CLONE_PARENT)
+        if pid:
+            joining.channel.send(Message.BORN, str(pid))
+            os._exit(0)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+    else:
+        joining.channel.send(Message.BORN, str(pid))
+    joining.channel.expect(Message.GO)
     if not joining.record.no_new_keyring:
         keyring.join(joining.record.id)
     if joining.process.terminal and joining.console_socket is not None:

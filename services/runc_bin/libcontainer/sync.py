@@ -17,9 +17,17 @@ A SEQPACKET socket pair; a packet is one letter and a payload.
                                                   seccomp; end of the stream; waits on the fifo
     or      ◄──────────────────────────────────   ERROR text
 
+An exec has the same without hooks, and begins like this:
+
+    parent                                        child, in the caller's pid namespace
+      clone ───────────────────────────────────►
+                                                  joins the control group and all namespaces
+                                                  clones the process as its own sibling, and ends
+            ◄──────────────────────────────────   BORN pid
+      GO ──────────────────────────────────────►  taken by the process
+
 Until GO both work at once: what init does then dies with it. The device rules must be whole before it makes
-devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent. An exec has
-the same without hooks; its child waits for GO first of all.
+devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent.
 
 The end of the stream before READY means that the other side died; init
 then ends itself, so that a killed parent leaves nothing half made.
@@ -38,6 +46,7 @@ _LARGEST = 1 << 16
 class Message(bytes, Enum):
     """What a packet says."""
 
+    BORN = b"b"
     GO = b"g"
     HOOKS = b"h"
     DONE = b"d"
