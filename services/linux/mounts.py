@@ -18,9 +18,11 @@ from linux.syscalls import (
     fsconfig,
     fsmount,
     fsopen,
+    mount,
     mount_setattr,
     move_mount,
     open_tree,
+    umount2,
 )
 
 MS_RDONLY = 0x1
@@ -113,6 +115,26 @@ def _message(context: int) -> str:
             return line[2:]
 
 
+def new_classic_mount(fstype: str, source: str, flags: int, data: str, place: int) -> int:
+    """What `new_mount` does, by mount(2), for what fsconfig(2) cannot say: MS_* flags and the data string.
+
+    mount(2) attaches at once. So that nobody else sees it there, that is done in a file system of ours, which
+    lies for that time on the directory `place` of this mount namespace and hides nothing from descriptors.
+    """
+    cover = new_mount("tmpfs", "tmpfs", [("mode", "700")])
+    try:
+        attach(cover, place)
+        base = f"/proc/self/fd/{cover}"
+        try:
+            os.mkdir("new", dir_fd=cover)
+            mount(source, f"{base}/new", fstype, flags, data)
+            return clone_mount("new", dir_fd=cover)
+        finally:
+            umount2(base, MNT_DETACH)
+    finally:
+        os.close(cover)
+
+
 def clone_mount(path: str | bytes, *, dir_fd: int = AT_FDCWD, recursive: bool = False) -> int:
     """A detached copy of the mount (with `recursive`, the tree) at a path, or at `dir_fd` itself when
     `path` is empty.
@@ -136,6 +158,18 @@ def change(
     """Change attributes (MOUNT_ATTR_*) or propagation (MS_SHARED, …) of the mount behind a descriptor."""
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     mount_setattr(mount_fd, "", flags, set_=set_, clear=clear, propagation=propagation)
+
+
+def remount(mount_fd: int, flags: int, data: str) -> None:
+    """Give the file system and the mount behind a descriptor these MS_* flags and options; mount(2)."""
+    mount("none", f"/proc/self/fd/{mount_fd}", "", flags | MS_REMOUNT, data)
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount that a descriptor lies on, as in mountinfo; proc_pid_fdinfo(5)."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        fields = dict(line.split(b":", 1) for line in file.read().splitlines())
+    return int(fields[b"mnt_id"])
 
 
 class MountPoint(NamedTuple):

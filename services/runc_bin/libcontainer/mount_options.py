@@ -1,11 +1,17 @@
 """Mount options of the runtime spec (config.md, "Linux mount options") as kernel flags.
 
 An option is one of five things: a flag that is set or cleared, a propagation, an attribute for the whole
-tree (`rro`, …), an extension of the runtimes (`tmpcopyup`), or else a word for the file system itself.
+tree (`rro`, …), an extension of the runtimes (`tmpcopyup`, `idmap`, `ridmap`), or else a word for the file
+system itself.
+
+Flags of the super block (`sync`, `dirsync`, `lazytime`, `mand`, `iversion`, `silent`) belong to a file system
+that is mounted anew or remounted; a bind shares one that exists and cannot change it: mount(8), "bind mount
+operation".
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import linux.mounts as m
@@ -73,13 +79,13 @@ RECURSIVE: dict[str, tuple[int, int]] = {  # option: (attributes to set, attribu
     "rsymfollow": (0, m.MOUNT_ATTR_NOSYMFOLLOW),
     # The kernel takes an access time only together with clearing all of them: mount_setattr(2).
     "rrelatime": (m.MOUNT_ATTR_RELATIME, _ATIME),
-    "rnorelatime": (m.MOUNT_ATTR_STRICTATIME, _ATIME),
+    "rnorelatime": (m.MOUNT_ATTR_RELATIME, _ATIME),  # the kernel's default, as for mount(8)
     "rnoatime": (m.MOUNT_ATTR_NOATIME, _ATIME),
     "ratime": (m.MOUNT_ATTR_RELATIME, _ATIME),
     "rstrictatime": (m.MOUNT_ATTR_STRICTATIME, _ATIME),
     "rnostrictatime": (m.MOUNT_ATTR_RELATIME, _ATIME),
 }
-EXTENSIONS = ("tmpcopyup",)
+EXTENSIONS = ("tmpcopyup", "idmap", "ridmap")
 
 _ATTRIBUTE_OF: tuple[tuple[int, int], ...] = (
     (m.MS_RDONLY, m.MOUNT_ATTR_RDONLY),
@@ -97,10 +103,16 @@ _SUPER_WORDS: tuple[tuple[int, str], ...] = (
     (m.MS_MANDLOCK, "mand"),
     (m.MS_LAZYTIME, "lazytime"),
 )
+# What only mount(2) can say: these flags have no word, and fsconfig(2) takes values of 255 bytes at most.
+_CLASSIC_FLAGS = m.MS_SILENT | m.MS_I_VERSION
+_LONGEST_VALUE = 255
 
 
 class MountOptions(Record):
-    """What the options of one mount ask for; `data` are words for the file system, in order."""
+    """What the options of one mount ask for.
+
+    `id_map` is empty, `idmap` or `ridmap`; `data` are words for the file system, in order.
+    """
 
     flags: int = 0
     cleared: int = 0
@@ -108,11 +120,16 @@ class MountOptions(Record):
     recursive_set: int = 0
     recursive_clear: int = 0
     copy_up: bool = False
+    id_map: str = ""
     data: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def bind(self) -> bool:
         return bool(self.flags & m.MS_BIND)
+
+    @property
+    def remount(self) -> bool:
+        return bool(self.flags & m.MS_REMOUNT)
 
     @property
     def read_only(self) -> bool:
@@ -140,6 +157,12 @@ class MountOptions(Record):
         """The flags that a new file system takes as words of its own."""
         return [(word, None) for flag, word in _SUPER_WORDS if self.flags & flag]
 
+    def needs_classic_mount(self) -> bool:
+        """Whether a new file system can be had by mount(2) only."""
+        return bool(self.flags & _CLASSIC_FLAGS) or any(
+            len(os.fsencode(word)) > _LONGEST_VALUE for pair in self.data for word in pair if word
+        )
+
 
 def parse(options: Sequence[str]) -> MountOptions:
     """Sort the options of one mount. An unknown word is the file system's, which will refuse what it does
@@ -149,6 +172,7 @@ def parse(options: Sequence[str]) -> MountOptions:
     propagation: list[int] = []
     data: list[tuple[str, str | None]] = []
     copy_up = False
+    id_map = ""
     for option in options:
         if option in FLAGS:
             set_, clear = FLAGS[option]
@@ -162,11 +186,48 @@ def parse(options: Sequence[str]) -> MountOptions:
             recursive_clear = (recursive_clear & ~set_) | clear
         elif option == "tmpcopyup":
             copy_up = True
+        elif option in ("idmap", "ridmap"):
+            id_map = option
         else:
-            for word in option.split(","):
-                key, equals, value = word.partition("=")
-                if key:
-                    data.append((key, value if equals else None))
+            data.extend(_words(option))
     return MountOptions(
-        flags, cleared, tuple(propagation), recursive_set, recursive_clear, copy_up, tuple(data)
+        flags, cleared, tuple(propagation), recursive_set, recursive_clear, copy_up, id_map, tuple(data)
     )
+
+
+def _words(text: str) -> list[tuple[str, str | None]]:
+    """(key, value) of each word of a mount(2) data string.
+
+    A comma separates words unless it is quoted (a security label has commas) or follows a backslash (a
+    folder of an overlay).
+    """
+    words: list[str] = [""]
+    quoted = escaped = False
+    for char in text:
+        if char == "," and not quoted and not escaped:
+            words.append("")
+            continue
+        quoted ^= char == '"' and not escaped
+        escaped = char == "\\" and not escaped
+        words[-1] += char
+    found: list[tuple[str, str | None]] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            value = value[1:-1]
+        if key:
+            found.append((key, value if equals else None))
+    return found
+
+
+def data_text(words: Sequence[tuple[str, str | None]]) -> str:
+    """The data string of mount(2) for (key, value) words."""
+    texts: list[str] = []
+    for key, value in words:
+        if value is None:
+            texts.append(key)
+        elif "," in value.replace("\\,", ""):
+            texts.append(f'{key}="{value}"')
+        else:
+            texts.append(f"{key}={value}")
+    return ",".join(texts)

@@ -7,17 +7,17 @@ this avoids.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 
-from errdefs import InvalidArgument
+from errdefs import FailedPrecondition, InvalidArgument
 from linux import mounts as m
 from linux import syscalls
 
 from runc_bin.libcontainer import paths
-from runc_bin.libcontainer.mount_options import MountOptions
+from runc_bin.libcontainer.copy_up import copy_up
+from runc_bin.libcontainer.mount_options import MountOptions, data_text
 from runc_bin.libcontainer.spec import Mount
 
 # Single files that lxcfs stands in for; nothing else may cover a part of /proc.
@@ -37,6 +37,20 @@ _PROC_FILES = frozenset(
 )
 
 
+# What statvfs(3) calls the flags that the kernel may have locked: mount_namespaces(7).
+_LOCKABLE = (
+    (os.ST_RDONLY, m.MOUNT_ATTR_RDONLY, "MS_RDONLY"),
+    (os.ST_NOSUID, m.MOUNT_ATTR_NOSUID, "MS_NOSUID"),
+    (os.ST_NODEV, m.MOUNT_ATTR_NODEV, "MS_NODEV"),
+    (os.ST_NOEXEC, m.MOUNT_ATTR_NOEXEC, "MS_NOEXEC"),
+)
+_ATIME_NAMES = (
+    (os.ST_NOATIME, "MS_NOATIME"),
+    (os.ST_NODIRATIME, "MS_NODIRATIME"),
+    (os.ST_RELATIME, "MS_RELATIME"),
+)
+
+
 class Mounter:
     """Makes the mounts of one container below `root_fd`, in the spec's order.
 
@@ -47,52 +61,90 @@ class Mounter:
     def __init__(self, root_fd: int) -> None:
         self._root = root_fd
         self.proc_fd: int | None = None
-        self._later: list[tuple[int, str]] = []
+        self._later: list[int] = []
 
     def new(self, mount: Mount) -> None:
         """Mount a new file system."""
         options = mount.options
-        plain = mount.kind in ("proc", "sysfs")
-        target = self._directory(mount, no_links=plain)
+        target, existed = self._directory(mount)
         try:
             self._check_proc(mount, target)
             words = list(options.data)
-            if mount.kind == "tmpfs" and not any(key == "mode" for key, _ in words):
+            has_mode = any(key == "mode" for key, _ in words)
+            if mount.kind == "tmpfs" and existed and not has_mode:
                 words.insert(0, ("mode", f"{stat.S_IMODE(os.fstat(target).st_mode):04o}"))
-            late = options.read_only and (mount.kind == "tmpfs" or mount.destination == "/dev")
-            set_, _ = options.attributes()
-            if late:
-                set_ &= ~m.MOUNT_ATTR_RDONLY
-            supers = [word for word in options.super_words() if not (late and word[0] == "ro")]
-            made = m.new_mount(mount.kind, mount.source or mount.kind, supers + words, set_)
+            late = _is_late(mount)
+            made = self._make(mount, words, late=late)
+            is_proc = mount.kind == "proc" and os.path.normpath(mount.destination) == "/proc"
             if options.copy_up:
-                self._copy_up(target, made)
-            self.finish(made, target, options, keep=late or mount.kind == "proc")
+                copy_up(target, made, keep_mode=has_mode)
+            self.finish(made, target, options, keep=late or is_proc)
             if late:
-                self._later.append((made, mount.destination))
-            elif mount.kind == "proc":
+                self._later.append(made)
+            elif is_proc:
                 if self.proc_fd is not None:
                     os.close(self.proc_fd)
                 self.proc_fd = made
         finally:
             os.close(target)
 
+    def _make(self, mount: Mount, words: list[tuple[str, str | None]], *, late: bool) -> int:
+        """The new file system, detached; with `late` writable whatever the options say."""
+        options = mount.options
+        set_, _ = options.attributes()
+        flags = options.flags
+        if late:
+            set_ &= ~m.MOUNT_ATTR_RDONLY
+            flags &= ~m.MS_RDONLY
+        source = mount.source or mount.kind
+        # A type with a dot (fuse.sshfs) has its second half as a subtype, which mount(2) alone takes apart.
+        if options.needs_classic_mount() or "." in mount.kind:
+            return m.new_classic_mount(mount.kind, source, flags, data_text(words), self._root)
+        supers = [word for word in options.super_words() if not (late and word[0] == "ro")]
+        return m.new_mount(mount.kind, source, supers + words, set_)
+
+    def remount(self, mount: Mount) -> None:
+        """Change the mount that is at the destination: a bind's flags only, or else the file system too."""
+        options = mount.options
+        target = paths.open_in_root(self._root, mount.destination)
+        keep = False
+        try:
+            if options.bind:
+                self._set_attributes(target, options, mount.destination)
+            else:
+                keep = _is_late(mount)
+                flags = options.flags & ~m.MS_RDONLY if keep else options.flags
+                m.remount(target, flags, data_text(options.data))
+            self._set_for_tree(target, options, mount.destination)
+            if keep:
+                self._later.append(target)
+        finally:
+            if not keep:
+                os.close(target)
+
     def bind(self, mount: Mount) -> None:
         """Mount an existing file or tree."""
         options = mount.options
         made = m.clone_mount(mount.source, recursive=bool(options.flags & m.MS_REC))
-        if paths.is_directory(made):
-            target = self._directory(mount)
-        else:
-            target = paths.make_file(self._root, mount.destination)
-            if paths.is_directory(target):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self.put(mount, made)
+
+    def put(self, mount: Mount, made: int) -> None:
+        """Attach `made`, a detached copy of the source of a bind, and close it."""
+        target = -1
         try:
+            if paths.is_directory(made):
+                target, _ = self._directory(mount)
+            else:
+                target = self._file(mount)
             self._check_proc(mount, target, made)
-            set_, clear = options.attributes()
-            if set_ or clear:
-                m.change(made, set_=set_, clear=clear)
-            self.finish(made, target, options)
+            self._set_attributes(made, mount.options, mount.source)
+        except BaseException:
+            os.close(made)
+            if target >= 0:
+                os.close(target)
+            raise
+        try:
+            self.finish(made, target, mount.options)
         finally:
             os.close(target)
 
@@ -100,10 +152,7 @@ class Mounter:
         """Attach `made` at `target` with its propagation; closes `made` unless `keep`."""
         try:
             m.attach(made, target)
-            for propagation in options.propagation:
-                m.change(made, propagation=propagation & ~m.MS_REC, recursive=bool(propagation & m.MS_REC))
-            if options.recursive_set or options.recursive_clear:
-                m.change(made, set_=options.recursive_set, clear=options.recursive_clear, recursive=True)
+            self._set_for_tree(made, options, "the mount")
         except BaseException:
             os.close(made)
             raise
@@ -112,14 +161,44 @@ class Mounter:
 
     def make_read_only(self) -> None:
         """Turn those mounts read-only that had to wait."""
-        for fd, _ in self._later:
+        for fd in self._later:
             m.change(fd, set_=m.MOUNT_ATTR_RDONLY)
             os.close(fd)
         self._later.clear()
 
-    def _directory(self, mount: Mount, *, no_links: bool = False) -> int:
+    def _set_attributes(self, fd: int, options: MountOptions, name: str) -> None:
+        """Set and clear what a bind's options ask for; what they do not name stays as the source has it."""
+        set_, clear = options.attributes()
+        if not set_ and not clear:
+            return
         try:
-            target = paths.make_directories(self._root, mount.destination, no_links=no_links)
+            m.change(fd, set_=set_, clear=clear)
+        except PermissionError as error:
+            raise _locked(error, fd, set_, clear, name) from None
+
+    def _set_for_tree(self, fd: int, options: MountOptions, name: str) -> None:
+        """Propagation, and the attributes of the whole tree."""
+        for propagation in options.propagation:
+            m.change(fd, propagation=propagation & ~m.MS_REC, recursive=bool(propagation & m.MS_REC))
+        set_, clear = options.recursive_set, options.recursive_clear
+        if not set_ and not clear:
+            return
+        try:
+            m.change(fd, set_=set_, clear=clear, recursive=True)
+        except PermissionError as error:
+            raise _locked(error, fd, set_, clear, name) from None
+
+    def _directory(self, mount: Mount) -> tuple[int, bool]:
+        """The directory to mount on, and whether it was there before."""
+        # Nothing of the image may decide where these are: CVE-2019-19921, CVE-2023-27561.
+        no_links = mount.kind in ("proc", "sysfs") or os.path.normpath(mount.destination) == "/dev"
+        existed = True
+        try:
+            try:
+                target = paths.open_in_root(self._root, mount.destination, paths.DIRECTORY, no_links=no_links)
+            except FileNotFoundError:
+                existed = False
+                target = paths.make_directories(self._root, mount.destination, no_links=no_links)
         except OSError as error:
             if no_links and error.errno in (errno.ELOOP, errno.ENOTDIR):
                 message = f'filesystem "{mount.kind}" must be mounted on ordinary directory'
@@ -128,83 +207,57 @@ class Mounter:
         if paths.same_object(target, self._root):
             os.close(target)
             raise InvalidArgument(f"mountpoint {mount.destination!r} is on the top of rootfs")
+        return target, existed
+
+    def _file(self, mount: Mount) -> int:
+        target = paths.make_file(self._root, mount.destination)
+        if paths.is_directory(target):
+            os.close(target)
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return target
 
     def _check_proc(self, mount: Mount, target: int, source: int | None = None) -> None:
         """Refuse what would put something else in the place of (a part of) the container's /proc."""
-        if syscalls.filesystem_type(target) == m.PROC_SUPER_MAGIC:
-            clean = os.path.normpath(mount.destination)
-            over_root = clean == "/proc" and mount.kind == "proc"
-            if not over_root and clean not in _PROC_FILES and not self._is_procfs(source, clean):
-                raise InvalidArgument(f'"{mount.destination}" cannot be mounted because it is inside /proc')
-            return
+        clean = os.path.normpath(mount.destination)
+        inside = clean.startswith("/proc/")
         try:
             proc = paths.open_in_root(self._root, "/proc")
         except OSError:
-            return
-        try:
-            same = paths.same_object(proc, target)
-        finally:
-            os.close(proc)
-        if same and mount.kind != "proc" and not self._is_procfs(source, "/proc"):
-            raise InvalidArgument(f'"{mount.destination}" cannot be mounted because it is not of type proc')
-
-    @staticmethod
-    def _is_procfs(source: int | None, clean: str) -> bool:
-        return (
-            clean == "/proc" and source is not None and syscalls.filesystem_type(source) == m.PROC_SUPER_MAGIC
-        )
-
-    def _copy_up(self, target: int, made: int) -> None:
-        """Copy what lies below a tmpfs into it before it covers it (podman's `tmpcopyup`)."""
-        source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=target)
-        destination = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=made)
-        try:
-            copy_tree(source, destination)
-        finally:
-            os.close(source)
-            os.close(destination)
+            pass
+        else:
+            try:
+                if paths.same_object(proc, target):
+                    inside = False
+                    if mount.kind != "proc" and not _is_procfs(source):
+                        message = f'"{mount.destination}" cannot be mounted because it is not of type proc'
+                        raise InvalidArgument(message)
+                elif not inside and _is_procfs(target):  # a link of the image may lead there
+                    inside = m.mount_id(proc) == m.mount_id(target)
+            finally:
+                os.close(proc)
+        if inside and clean not in _PROC_FILES:
+            raise InvalidArgument(f'"{mount.destination}" cannot be mounted because it is inside /proc')
 
 
-def copy_tree(source: int, destination: int) -> None:
-    """Copy the content of one directory descriptor into another: modes, owners, times, links, devices."""
-    with os.scandir(source) as entries:
-        names = [entry.name for entry in entries]
-    for name in names:
-        _copy_entry(source, destination, name)
-    info = os.fstat(source)
-    os.fchown(destination, info.st_uid, info.st_gid)
-    os.fchmod(destination, stat.S_IMODE(info.st_mode))
+def _is_late(mount: Mount) -> bool:
+    """Whether it must be written to before it becomes read-only."""
+    at_dev = os.path.normpath(mount.destination) == "/dev"
+    return mount.options.read_only and (mount.kind == "tmpfs" or at_dev)
 
 
-def _copy_entry(source: int, destination: int, name: str) -> None:
-    info = os.stat(name, dir_fd=source, follow_symlinks=False)
-    kind = stat.S_IFMT(info.st_mode)
-    if kind == stat.S_IFDIR:
-        os.mkdir(name, 0o700, dir_fd=destination)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        with contextlib.ExitStack() as stack:
-            inner = os.open(name, flags, dir_fd=source)
-            stack.callback(os.close, inner)
-            outer = os.open(name, flags, dir_fd=destination)
-            stack.callback(os.close, outer)
-            copy_tree(inner, outer)
-    elif kind == stat.S_IFLNK:
-        os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=destination)
-        os.chown(name, info.st_uid, info.st_gid, dir_fd=destination, follow_symlinks=False)
-    elif kind == stat.S_IFREG:
-        reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-        writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=destination)
-        try:
-            while os.sendfile(writer, reader, None, 1 << 20):
-                pass
-            os.fchown(writer, info.st_uid, info.st_gid)
-            os.fchmod(writer, stat.S_IMODE(info.st_mode))
-        finally:
-            os.close(reader)
-            os.close(writer)
+def _is_procfs(fd: int | None) -> bool:
+    return fd is not None and syscalls.filesystem_type(fd) == m.PROC_SUPER_MAGIC
+
+
+def _locked(error: PermissionError, fd: int, set_: int, clear: int, name: str) -> FailedPrecondition:
+    """Why a change of attributes is forbidden: in a user namespace those of its maker's mounts are locked."""
+    has = os.fstatvfs(fd).f_flag
+    locked = [word for flag, attribute, word in _LOCKABLE if has & flag and clear & attribute & ~set_]
+    if locked:
+        what = f"cannot clear locked flags {'|'.join(locked)}"
+    elif clear & m.MOUNT_ATTR_ATIME:
+        atime = [word for flag, word in _ATIME_NAMES if has & flag] or ["MS_STRICTATIME"]
+        what = f"cannot change locked atime flags {'|'.join(atime)}"
     else:
-        os.mknod(name, info.st_mode, info.st_rdev, dir_fd=destination)
-        os.chown(name, info.st_uid, info.st_gid, dir_fd=destination, follow_symlinks=False)
-    if kind != stat.S_IFLNK:
-        os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=destination, follow_symlinks=False)
+        what = "cannot set mount attributes"
+    return FailedPrecondition(f"{what} of {name}: {os.strerror(error.errno or 0).lower()}")

@@ -8,6 +8,7 @@ was checked is what is used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 
@@ -16,8 +17,9 @@ from linux import syscalls
 from linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
 
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY
+DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _MOST_LINKS = 40
+_MOST_TRIES = 1000
 
 
 def open_in_root(root_fd: int, path: str, flags: int = os.O_PATH, *, no_links: bool = False) -> int:
@@ -25,11 +27,12 @@ def open_in_root(root_fd: int, path: str, flags: int = os.O_PATH, *, no_links: b
     ELOOP.
     """
     resolve = _IN_ROOT | (RESOLVE_NO_SYMLINKS if no_links else 0)
-    while True:
+    for _ in range(_MOST_TRIES):
         try:
             return syscalls.openat2(root_fd, path, flags, resolve=resolve)
         except BlockingIOError:  # a rename raced with `..`: openat2(2) asks for another try
             continue
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
 
 
 def make_directories(root_fd: int, path: str, mode: int = 0o755, *, no_links: bool = False) -> int:
@@ -39,7 +42,7 @@ def make_directories(root_fd: int, path: str, mode: int = 0o755, *, no_links: bo
     without /run.
     """
     try:
-        return open_in_root(root_fd, path, _DIRECTORY, no_links=no_links)
+        return open_in_root(root_fd, path, DIRECTORY, no_links=no_links)
     except FileNotFoundError:
         return _make(root_fd, path, mode, no_links, 0)
 
@@ -54,7 +57,7 @@ def _make(root_fd: int, path: str, mode: int, no_links: bool, depth: int) -> int
             continue
         here = f"{done}/{name}"
         try:
-            child = open_in_root(root_fd, here, _DIRECTORY, no_links=no_links)
+            child = open_in_root(root_fd, here, DIRECTORY, no_links=no_links)
         except FileNotFoundError:
             try:
                 child = _make_one(root_fd, parent, name, here, done, mode, no_links, depth)
@@ -75,10 +78,24 @@ def _make_one(
     try:
         os.mkdir(name, mode, dir_fd=parent)
     except FileExistsError:
+        target = _link_target(parent, name, done)
+        if target is not None:
+            return _make(root_fd, target, mode, no_links, depth + 1)
+    return open_in_root(root_fd, here, DIRECTORY, no_links=no_links)
+
+
+def _link_target(parent: int, name: str, directory: str) -> str | None:
+    """Where a link in `directory` (of which `parent` is a descriptor) leads, as a path from the root.
+
+    None when it is none any more: another process has just made what was missing.
+    """
+    try:
         target = os.readlink(name, dir_fd=parent)
-        path = target if target.startswith("/") else f"{done}/{target}"
-        return _make(root_fd, path, mode, no_links, depth + 1)
-    return open_in_root(root_fd, here, _DIRECTORY, no_links=no_links)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return None
+        raise
+    return target if target.startswith("/") else f"{directory}/{target}"
 
 
 def parent_and_name(root_fd: int, path: str) -> tuple[int, str]:
@@ -89,17 +106,23 @@ def parent_and_name(root_fd: int, path: str) -> tuple[int, str]:
     return make_directories(root_fd, directory or "/"), name
 
 
-def make_file(root_fd: int, path: str, mode: int = 0o644) -> int:
-    """Open (O_PATH) an object, making an empty file when there is none."""
-    try:
-        return open_in_root(root_fd, path)
-    except FileNotFoundError:
-        parent, name = parent_and_name(root_fd, path)
-    try:
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent))
-    finally:
-        os.close(parent)
-    return open_in_root(root_fd, path, no_links=True)
+def make_file(root_fd: int, path: str, mode: int = 0o644, *, no_links: bool = False) -> int:
+    """Open an object, making an empty file when there is none; a link that leads nowhere is followed, as for
+    `make_directories`. The descriptor is good as the target of a mount.
+    """
+    here = path
+    for _ in range(_MOST_LINKS):
+        try:
+            return open_in_root(root_fd, here, no_links=no_links)
+        except FileNotFoundError:
+            parent, name = parent_and_name(root_fd, here)
+        try:
+            return os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
+        except FileExistsError:
+            here = _link_target(parent, name, here.rstrip("/").rpartition("/")[0]) or here
+        finally:
+            os.close(parent)
+    raise InvalidArgument(f"too many links in {path!r}")
 
 
 def make_link(root_fd: int, path: str, target: str, *, replace: bool = False) -> None:

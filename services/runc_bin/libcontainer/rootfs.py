@@ -58,7 +58,9 @@ class Root:
         """Make all mounts of the spec."""
         for mount in self._spec.mounts:
             with step(f'error mounting "{mount.source}" to rootfs at "{mount.destination}"'):
-                if mount.kind == "bind":
+                if mount.options.remount:
+                    self._mounter.remount(mount)
+                elif mount.kind == "bind":
                     self._mounter.bind(mount)
                 elif mount.kind == "cgroup":
                     own = "cgroup" in self._spec.namespaces

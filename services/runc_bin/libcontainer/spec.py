@@ -153,10 +153,10 @@ def _read_mount(item: Mapping[str, Any], bundle: str) -> Mount:
             raise InvalidArgument(
                 f"bind mounts cannot have any filesystem-specific options applied ({destination})"
             )
-        if not source:
+        if not source and not options.remount:
             raise InvalidArgument(f"mounts: a bind needs a source ({destination})")
         source = os.path.normpath(os.path.join(bundle, source))
-    elif not kind:
+    elif not kind and not options.remount:
         raise InvalidArgument(f"mounts: neither a type nor a bind ({destination})")
     return Mount("/" + destination.lstrip("/"), kind, source, options)
 

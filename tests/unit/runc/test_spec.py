@@ -136,6 +136,44 @@ def test_mount_options() -> None:
     assert clear == m.MOUNT_ATTR_ATIME
 
 
+def test_words_for_the_file_system() -> None:
+    words = [
+        "size=1k,,ro-ish",
+        'context="system_u:object_r:c:s0:c1,c2",x',
+        r"lowerdir=/a\,b:/c,userxattr",
+        "k=",
+    ]
+    data = mount_options.parse(words).data
+    assert data == (
+        ("size", "1k"),
+        ("ro-ish", None),
+        ("context", "system_u:object_r:c:s0:c1,c2"),
+        ("x", None),
+        ("lowerdir", r"/a\,b:/c"),
+        ("userxattr", None),
+        ("k", ""),
+    )
+    again = mount_options.parse([mount_options.data_text(data)])
+    assert again.data == data
+
+
+@pytest.mark.parametrize(
+    ("options", "classic"),
+    [(["sync"], False), (["iversion"], True), (["silent"], True), (["silent", "loud"], False),
+     ([f"a={'x' * 255}"], False), ([f"a={'x' * 256}"], True), ([f"a={'ü' * 128}"], True)],
+)  # fmt: skip
+def test_what_only_mount_can_say(options: list[str], classic: bool) -> None:
+    assert mount_options.parse(options).needs_classic_mount() is classic
+
+
+def test_a_remount_needs_no_source_and_no_type(document: dict[str, Any], tmp_path: Path) -> None:
+    document["mounts"] = [
+        {"destination": "/x", "options": ["bind", "remount", "ro"]},
+        {"destination": "/y", "options": ["remount"]},
+    ]
+    assert [mount.options.remount for mount in read(document, tmp_path).mounts] == [True, True]
+
+
 def test_the_last_of_two_options_wins() -> None:
     assert not mount_options.parse(["ro", "rw"]).read_only
     assert mount_options.parse(["rw", "ro"]).read_only
