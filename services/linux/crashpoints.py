@@ -9,7 +9,8 @@ BUOY_CRASH_AT=* means every point; BUOY_CRASH_ONCE then names a folder, where ea
 from __future__ import annotations
 
 import os
-import signal
+
+from linux import signals
 
 _AT = os.environ.get("BUOY_CRASH_AT", "")
 _ONCE = os.environ.get("BUOY_CRASH_ONCE", "")
@@ -25,4 +26,4 @@ def crashpoint(name: str) -> None:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             return
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signals.SIGKILL)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
 import select
-import signal
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
+from linux import signals
 from linux.syscalls import CLOSE_RANGE_CLOEXEC, close_range
-
-if TYPE_CHECKING:
-    import socket
 
 F_ADD_SEALS = 1033
 F_SEAL_SEAL = 0x1
@@ -46,7 +43,7 @@ def open_pidfd(pid: int) -> int:
 
 def signal_pidfd(pidfd: int, number: int) -> None:
     """Send a signal to the process behind a pidfd; ProcessLookupError when it is gone."""
-    signal.pidfd_send_signal(pidfd, number)
+    signals.pidfd_send_signal(pidfd, number)
 
 
 def has_exited(pidfd: int, timeout: float = 0.0) -> bool:
@@ -62,29 +59,23 @@ def has_exited(pidfd: int, timeout: float = 0.0) -> bool:
             return False
 
 
-def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+def send_fds(sock: _socket.socket, data: bytes, fds: Sequence[int]) -> None:
     """Send bytes (at least one) with descriptors; unix(7), SCM_RIGHTS."""
-    # Whoever holds a socket has loaded its module; a short command without one is spared it.
-    import array
-    import socket
-
-    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    rights = struct.pack(f"{len(fds)}i", *fds)
+    sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
 
 
-def receive_fds(sock: socket.socket, size: int, most_fds: int) -> tuple[bytes, list[int]]:
+def receive_fds(sock: _socket.socket, size: int, most_fds: int) -> tuple[bytes, list[int]]:
     """Receive up to `size` bytes and the descriptors that came along (closed on exec); empty bytes at end
     of stream.
     """
-    import array
-    import socket
-
     data, ancillary, _flags, _address = sock.recvmsg(
-        size, socket.CMSG_SPACE(most_fds * _INT_SIZE), socket.MSG_CMSG_CLOEXEC
+        size, _socket.CMSG_SPACE(most_fds * _INT_SIZE), _socket.MSG_CMSG_CLOEXEC
     )
     fds: list[int] = []
     for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.extend(array.array("i", payload[: len(payload) - len(payload) % _INT_SIZE]))
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds.extend(struct.unpack_from(f"{len(payload) // _INT_SIZE}i", payload))
     return data, fds
 
 

@@ -26,6 +26,33 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _MNT_DETACH = 2
 _SHEBANG_LIMIT = 255
+# Interpreters that find their library whatever they are called; others look beside their own file.
+_FIXED_PREFIXES = ("/usr", "/usr/local")
+# To Python this is a string. sh takes the mount that shows the very file of the interpreter, and Python looks
+# once more whether it is read-only.
+_PROTECTED_HEAD = """\
+#!/bin/sh
+''':'
+mounts={mounts}
+take=
+for word in "$@"; do
+    case $take,$word in
+        root,*) mounts=$word/@python take= ;;
+        value,*) take= ;;
+        *,--root | *,-root) take=root ;;
+        *,--root=* | *,-root=*) mounts=${{word#*=}}/@python ;;
+        *,--log | *,-log | *,--log-format | *,-log-format) take=value ;;
+        *,--criu | *,-criu | *,--rootless | *,-rootless) take=value ;;
+        *,-*) ;;
+        *) break ;;
+    esac
+done
+for file in "$mounts"/python-*; do
+    [ "$file" -ef {python} ] && {mark}=${{0##*/}} exec "$file" -IS "$0" "$@"
+done
+exec {python} -IS "$0" "$@"
+'''
+"""
 
 
 def protected() -> bool:
@@ -118,21 +145,36 @@ class _Sealed:
         raise ImportError(f"import of {name} after the interpreter was sealed", name=name)
 
 
-def launcher_script(python: str, paths: list[str], module: str) -> str:
+def launcher_script(python: str, paths: list[str], module: str, store: str = "", mounts: str = "") -> str:
     """The text of a command that runs `module`'s `main()` and exits with its result, as fast as Python
     starts.
 
     `python` (absolute) is started with -I and -S: no environment, no site module, which costs more than all
     else; `paths` (folders) are put before the standard library instead. pip's wrappers take twice as long.
+    `store`: the file with the modules of a short command (`linux.module_store`). `mounts`: where the
+    command's `protect_self` keeps its mount when the command line has no --root, else it is `@python` below
+    that; a mount that is there is started at once, which saves the start of an interpreter only to start
+    another.
     """
+    quoted = "'" + python.replace("'", "'\\''") + "'"
     head = f"#!{python} -IS\n"
-    if len(head) > _SHEBANG_LIMIT or " " in python:
+    if mounts and sys.base_prefix in _FIXED_PREFIXES:
+        head = _PROTECTED_HEAD.format(python=quoted, mounts=mounts, mark=_MARK)
+    elif len(head) > _SHEBANG_LIMIT or " " in python:
         # the kernel cuts long first lines and splits at blanks; this line is a comment to Python and a
         # command to sh
-        quoted = python.replace("'", "'\\''")
-        head = f"#!/bin/sh\n'''exec' '{quoted}' -IS \"$0\" \"$@\"\n' '''\n"
+        head = f"#!/bin/sh\n'''exec' {quoted} -IS \"$0\" \"$@\"\n' '''\n"
+    lines = f"{head}import sys\n\nsys.path[:0] = {list(paths)!r}\n"
+    if not store:
+        return f"{lines}from {module} import main\n\nsys.exit(main())\n"
+    from linux.module_store_writer import start_lines
+
+    # The collector goes first: it would run dozens of times while modules are loaded. At the end nothing is
+    # torn down: the kernel does it in no time.
     return (
-        f"{head}import sys\n\nsys.path[:0] = {list(paths)!r}\nfrom {module} import main\n\nsys.exit(main())\n"
+        f"{lines}import gc\n\ngc.disable()\n{start_lines(store)}from {module} import main\n\n"
+        "code = main()\nfor stream in (sys.stdout, sys.stderr):\n    if stream:\n        stream.flush()\n"
+        "import os\n\nos._exit(code)\n"
     )
 
 
@@ -141,15 +183,23 @@ def write_launchers(bin_dir: str) -> list[str]:
 
     Their paths.
     """
+    from . import module_store_writer
+
     services = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     packages = _site_packages(bin_dir)
     paths = [services, *(path for path in packages if path != services)]
+    python = os.path.join(bin_dir, "python")
+    store = os.path.join(os.path.dirname(bin_dir), "lib", f"runc-bin.{sys.implementation.cache_tag}.modules")
+    module_store_writer.write(store, python, paths, module_store_writer.import_all("runc_bin"))
     written = []
-    for command, module in (("runc-bin", "runc_bin.__main__"), ("shim-svc", "shim_svc.__main__")):
+    for command, text in (
+        ("runc-bin", launcher_script(python, paths, "runc_bin.__main__", store, "/run/buoy-runc/@python")),
+        ("shim-svc", launcher_script(python, paths, "shim_svc.__main__")),
+    ):
         path = os.path.join(bin_dir, command)
         temporary = f"{path}.new"
         with open(temporary, "w", encoding="utf-8") as script:
-            script.write(launcher_script(os.path.join(bin_dir, "python"), paths, module))
+            script.write(text)
             os.fchmod(script.fileno(), 0o755)
         os.rename(temporary, path)
         written.append(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from linux.syscalls import (
     AT_EMPTY_PATH,
@@ -172,19 +171,32 @@ def mount_id(fd: int) -> int:
     return int(fields[b"mnt_id"])
 
 
-class MountPoint(NamedTuple):
+class MountPoint:
     """One line of /proc/<pid>/mountinfo; see proc_pid_mountinfo(5)."""
 
-    mount_id: int
-    parent_id: int
-    device: str
-    root: str
-    target: str
-    options: str
-    fields: tuple[str, ...]
-    fstype: str
-    source: str
-    super_options: str
+    def __init__(
+        self,
+        mount_id: int,
+        parent_id: int,
+        device: str,
+        root: str,
+        target: str,
+        options: str,
+        fields: tuple[str, ...],
+        fstype: str,
+        source: str,
+        super_options: str,
+    ) -> None:
+        self.mount_id = mount_id
+        self.parent_id = parent_id
+        self.device = device
+        self.root = root
+        self.target = target
+        self.options = options
+        self.fields = fields
+        self.fstype = fstype
+        self.source = source
+        self.super_options = super_options
 
 
 def _unescape(text: str) -> str:

@@ -8,7 +8,7 @@ before the arguments, the global ones before the verb. No argparse: its import a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any
 
 from errdefs import InvalidArgument
 
@@ -49,30 +49,35 @@ class Context(Record):
     """A parsed command line."""
 
     verb: Verb
-    globals: Mapping[str, Value]
-    flags: Mapping[str, Value]
+    globals: Mapping[str, Any]
+    flags: Mapping[str, Any]
     args: list[str]
 
     def text(self, name: str) -> str:
         """A str flag; empty when it was not given."""
-        return cast(str, self.flags[name])
+        value: str = self.flags[name]
+        return value
 
     def number(self, name: str) -> int:
         """An int flag; 0 when it was not given."""
-        return cast(int, self.flags[name])
+        value: int = self.flags[name]
+        return value
 
     def given(self, name: str) -> bool:
         """A bool flag."""
-        return cast(bool, self.flags[name])
+        value: bool = self.flags[name]
+        return value
 
     def texts(self, name: str) -> list[str]:
         """A list flag."""
-        return cast(list[str], self.flags[name])
+        value: list[str] = self.flags[name]
+        return value
 
     @property
     def root(self) -> str:
         """The folder of the containers' records."""
-        return cast(str, self.globals["root"])
+        root: str = self.globals["root"]
+        return root
 
 
 DEFAULT_ROOT = "/run/buoy-runc"
@@ -263,12 +268,12 @@ def _default(flag: Flag) -> Value:
 
 def parse_flags(
     flags: Sequence[Flag], words: Sequence[str], stop: int | None
-) -> tuple[dict[str, Value], list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """Split `words` into flags and arguments. After `stop` arguments everything is an argument; so is all
     after `--`.
     """
     known = {name: flag for flag in flags for name in (flag.name, flag.short) if name}
-    values: dict[str, Value] = {flag.name: _default(flag) for flag in flags}
+    values: dict[str, Any] = {flag.name: _default(flag) for flag in flags}
     args: list[str] = []
     index = 0
     while index < len(words):
@@ -296,19 +301,19 @@ def parse_flags(
             raw = words[index]
             index += 1
         if flag.kind is list:
-            cast(list[str], values[flag.name]).append(raw)
+            values[flag.name].append(raw)
         else:
             values[flag.name] = _convert(flag, raw)
     return values, args
 
 
-def split(words: Sequence[str]) -> tuple[dict[str, Value], str, list[str]]:
+def split(words: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
     """(global flags, verb, the rest) of a command line; the verb is empty when there is none."""
     values, args = parse_flags(GLOBAL_FLAGS, words, 1)
     return (values, args[0], args[1:]) if args else (values, "", [])
 
 
-def parse_verb(name: str, rest: Sequence[str], globals_: Mapping[str, Value]) -> Context:
+def parse_verb(name: str, rest: Sequence[str], globals_: Mapping[str, Any]) -> Context:
     """Check the part of the command line from the verb on; InvalidArgument in the words of Go's cli
     package.
     """

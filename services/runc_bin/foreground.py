@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+import _socket
 import array
 import contextlib
 import fcntl
 import os
 import select
-import signal
-import socket
 import termios
 import tty
 from collections.abc import Iterator
 
-from linux import fds, syscalls
+from linux import fds, signals, syscalls
 
-_NOT_PASSED_ON = frozenset((signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGKILL, signal.SIGSTOP))
+_NOT_PASSED_ON = frozenset(
+    (signals.SIGCHLD, signals.SIGPIPE, signals.SIGURG, signals.SIGKILL, signals.SIGSTOP)
+)
 
 
 class Foreground:
     """Collects signals from its making on, so that none is lost before the process is there."""
 
     def __init__(self, *, subreaper: bool) -> None:
-        self._terminal: tuple[socket.socket, socket.socket] | None = None
+        self._terminal: tuple[_socket.socket, _socket.socket] | None = None
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         if subreaper:
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        for number in signal.valid_signals() - _NOT_PASSED_ON:
+        signals.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in signals.valid_signals() - _NOT_PASSED_ON:
             with contextlib.suppress(OSError, ValueError):  # libc keeps a few for itself
-                signal.signal(number, _note)
-        signal.signal(signal.SIGCHLD, _note)
+                signals.signal(number, _note)
+        signals.signal(signals.SIGCHLD, _note)
 
-    def console(self) -> socket.socket:
+    def console(self) -> _socket.socket:
         """The socket that the master of the process's terminal is to be sent to."""
-        self._terminal = socket.socketpair()
+        self._terminal = _socket.socketpair()
         return self._terminal[1]
 
     def wait(self, pid: int) -> int:
@@ -90,12 +91,12 @@ class Foreground:
 
     def _pass_signals(self, pid: int, master: int | None) -> None:
         for number in os.read(self._wake_read, 4096):
-            if number == signal.SIGWINCH and master is not None:
+            if number == signals.SIGWINCH and master is not None:
                 _copy_size(master)
             elif number not in _NOT_PASSED_ON:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-            elif number == signal.SIGCHLD:
+            elif number == signals.SIGCHLD:
                 _reap_orphans(pid)
 
 

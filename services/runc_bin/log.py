@@ -5,17 +5,13 @@ containerd reads the last record of level `error` from the JSON file to tell why
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
 from errdefs import InvalidArgument
 
+from runc_bin.document import quote, render
 from runc_bin.output import emit
-
-
-def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 class Log:
@@ -38,9 +34,9 @@ class Log:
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._json:
-            line = json.dumps({"level": level, "msg": message, "time": now})
+            line = render({"level": level, "msg": message, "time": now})
         else:
-            line = f"time={_quote(now)} level={level} msg={_quote(message)}"
+            line = f"time={quote(now)} level={level} msg={quote(message)}"
         os.write(self._fd, (line + "\n").encode(errors="surrogateescape"))
 
     def fatal(self, message: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
 
 from errdefs import InvalidArgument
 from linux.crashpoints import crashpoint
@@ -26,7 +26,7 @@ def read_bundle(context: Context) -> tuple[str, Spec]:
     return bundle, load_spec(bundle)
 
 
-def make(context: Context, bundle: str, spec: Spec, console: socket.socket | None) -> State:
+def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | None) -> State:
     """Make the container of a command line and write its pid file; all is undone when that fails."""
     container_id = context.args[0]
     pid_file = launch.absolute(context.text("pid-file"))

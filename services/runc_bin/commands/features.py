@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from runc_bin.cli import Context
+from runc_bin.document import render_indented
 from runc_bin.libcontainer import capabilities, mount_options, spec, state
 from runc_bin.log import Log
 from runc_bin.output import emit
@@ -33,5 +32,5 @@ def run(_context: Context, _log: Log) -> int:
             "mountExtensions": {"idmap": {"enabled": False}},
         },
     }
-    emit(json.dumps(document, indent=4) + "\n")
+    emit(render_indented(document, 4) + "\n")
     return 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
 
 from errdefs import InvalidArgument, NotImplementedHere
 
@@ -25,7 +25,7 @@ def check_terminal(context: Context, *, terminal: bool, detached: bool) -> None:
         raise InvalidArgument("--preserve-fds must not be negative")
 
 
-def connect_console(path: str) -> socket.socket:
+def connect_console(path: str) -> _socket.socket:
     """A connection to `--console-socket`."""
     with step(f"dial unix {path}: connect"):
         return console.connect(path)

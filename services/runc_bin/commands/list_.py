@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from errdefs import BuoyError, InvalidArgument, NotFound
 
 from runc_bin.cli import DEFAULT_ROOT, Context
 from runc_bin.commands.state import describe
+from runc_bin.document import render
 from runc_bin.libcontainer.state import load_state
 from runc_bin.log import Log
 from runc_bin.output import emit
@@ -39,7 +39,7 @@ def run(context: Context, log: Log) -> int:
     if context.given("quiet"):
         emit("".join(f"{item['id']}\n" for item in found))
     elif form == "json":
-        emit(json.dumps(found or None) + "\n")
+        emit(render(found or None) + "\n")
     else:
         rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         rows += [(i["id"], str(i["pid"]), i["status"], i["bundle"], i["created"], i["owner"]) for i in found]

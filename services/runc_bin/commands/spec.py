@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from errdefs import AlreadyExists, NotImplementedHere
 
 from runc_bin.cli import Context
+from runc_bin.document import render_indented
 from runc_bin.libcontainer import spec_document
 from runc_bin.log import Log
 
@@ -21,5 +21,5 @@ def run(context: Context, _log: Log) -> int:
     except FileExistsError:
         raise AlreadyExists("File config.json exists. Remove it first") from None
     with os.fdopen(fd, "w") as file:
-        file.write(json.dumps(spec_document.default(), indent="\t"))
+        file.write(render_indented(spec_document.default(), "\t"))
     return 0

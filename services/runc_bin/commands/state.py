@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from runc_bin.cli import Context
+from runc_bin.document import render_indented
 from runc_bin.libcontainer import container
 from runc_bin.libcontainer.state import State, load_state
 from runc_bin.log import Log
@@ -30,5 +30,5 @@ def describe(root: str, record: State) -> dict[str, Any]:
 
 def run(context: Context, _log: Log) -> int:
     document = describe(context.root, load_state(context.root, context.args[0]))
-    emit(json.dumps(document, indent=2))
+    emit(render_indented(document, 2))
     return 0

@@ -6,10 +6,10 @@ See CVE-2025-52565 for why the slave is bound by descriptor and not by name.
 
 from __future__ import annotations
 
+import _socket
 import array  # noqa: F401 - sending descriptors needs it, and then nothing is loaded any more
 import fcntl
 import os
-import socket
 import struct
 import termios
 
@@ -24,9 +24,9 @@ _TIOCGPTPEER = 0x5441
 _PTMX = os.makedev(5, 2)
 
 
-def connect(path: str) -> socket.socket:
+def connect(path: str) -> _socket.socket:
     """A connection to the socket that waits for a terminal's master (`--console-socket`)."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         sock.connect(path)
     except OSError:
@@ -61,7 +61,7 @@ def resize(fd: int, rows: int, columns: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def set_up(root_fd: int, sock: socket.socket, size: tuple[int, int] | None, *, mount: bool) -> None:
+def set_up(root_fd: int, sock: _socket.socket, size: tuple[int, int] | None, *, mount: bool) -> None:
     """Make a terminal, send its master over `sock` and make it this process's controlling one and its
     streams.
 

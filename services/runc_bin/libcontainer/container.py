@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 from collections.abc import Iterator
 
 from errdefs import BuoyError, Conflict, DeadlineExceeded, FailedPrecondition, Internal, NotFound
-from linux import fds
+from linux import fds, signals
 from linux.crashpoints import crashpoint
 
 from runc_bin.libcontainer import state
@@ -65,7 +64,7 @@ def start(root: str, record: State) -> None:
         _run_late_hooks(record, "poststart", "running")
     except BuoyError:
         with contextlib.suppress(FailedPrecondition):
-            kill(record, signal.SIGKILL)
+            kill(record, signals.SIGKILL)
         raise
 
 
@@ -138,7 +137,7 @@ def kill(record: State, number: int, *, everyone: bool = False) -> None:
     """
     private = record.namespaces.get("pid") == ""
     manager = manager_of(record)
-    if number == signal.SIGKILL and (everyone or not private):
+    if number == signals.SIGKILL and (everyone or not private):
         if not state.init_is_alive(record) and not manager.pids():
             raise FailedPrecondition(NOT_RUNNING)
         manager.kill_all()
@@ -152,7 +151,7 @@ def kill(record: State, number: int, *, everyone: bool = False) -> None:
         except ProcessLookupError:
             raise FailedPrecondition(NOT_RUNNING) from None
         # A frozen process of cgroup v1 takes its SIGKILL only once it is thawed.
-        if number == signal.SIGKILL and manager.frozen():
+        if number == signals.SIGKILL and manager.frozen():
             manager.thaw()
 
 
@@ -207,7 +206,7 @@ def delete(root: str, container_id: str, *, force: bool = False) -> None:
     if now != "stopped":
         with contextlib.suppress(FailedPrecondition), _init_pidfd(record) as pidfd:
             with contextlib.suppress(ProcessLookupError):
-                fds.signal_pidfd(pidfd, signal.SIGKILL)
+                fds.signal_pidfd(pidfd, signals.SIGKILL)
             _end_others(record)
             if not fds.has_exited(pidfd, _KILL_SECONDS):
                 raise DeadlineExceeded("container init still running")

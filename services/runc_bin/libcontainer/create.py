@@ -6,14 +6,13 @@ and undone in reverse order when a later one fails.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
-import signal
-import socket
 import time
 
 from errdefs import FailedPrecondition, Internal, InvalidArgument
-from linux import interpreter, syscalls
+from linux import interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
 from runc_bin.libcontainer import apparmor, cgroups, hooks, init, seccomp, state
@@ -34,7 +33,7 @@ class CreateOptions(Record):
     """
 
     bundle: str
-    console: socket.socket | None = None
+    console: _socket.socket | None = None
     no_pivot: bool = False
     no_new_keyring: bool = False
     preserve_fds: int = 0
@@ -234,11 +233,11 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
                 return
             raise Internal(f"{START_ERROR}: container init exited before it was ready")
         message, text = got
-        if message is Message.READY:
+        if message == Message.READY:
             ready = True
             with contextlib.suppress(BrokenPipeError):
                 channel.send(Message.DONE)
-        elif message is Message.HOOKS:
+        elif message == Message.HOOKS:
             seen = state.oci_state(record, "creating", record.init_process_pid)
             for kind in ("prestart", "createRuntime"):
                 hooks.run(spec.hooks.get(kind, ()), kind, seen)
@@ -251,6 +250,6 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
 def _reap(pid: int) -> None:
     """Kill init and take its exit, so that its cgroup can go."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signals.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)

@@ -7,15 +7,14 @@ whoever is in there and may trace (CAP_SYS_PTRACE) would else find the host behi
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
-import signal
-import socket
 from collections.abc import Callable
 from typing import NoReturn
 
 from errdefs import FailedPrecondition, Internal
-from linux import fds, interpreter, syscalls
+from linux import fds, interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
 from runc_bin.libcontainer import (
@@ -42,7 +41,7 @@ from runc_bin.record import Record
 class ExecOptions(Record):
     """How a process is to be added, beyond its spec; fields as in `create.CreateOptions`."""
 
-    console: socket.socket | None = None
+    console: _socket.socket | None = None
     preserve_fds: int = 0
     ignore_paused: bool = False
 
@@ -57,7 +56,7 @@ class Joining(Record):
     born_inside: bool
     pidfd: int
     flags: int
-    console_socket: socket.socket | None
+    console_socket: _socket.socket | None
     passed_fds: int
     seccomp_program: bytes | None
 
@@ -90,7 +89,7 @@ def start(root: str, record: State, process: Process, options: ExecOptions) -> i
             pass
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(begun.pid, signal.SIGKILL)
+            os.kill(begun.pid, signals.SIGKILL)
         os.waitpid(begun.pid, 0)
         raise
     finally:
@@ -190,11 +189,11 @@ def hear(begun: Begun) -> bool:
             return False
         raise Internal(f"{START_ERROR}: exec process exited before it was ready")
     message, text = got
-    if message is Message.BORN:
+    if message == Message.BORN:
         begun.pid = int(text)
         crashpoint("runc.exec.born")
         answer = Message.GO
-    elif message is Message.READY:
+    elif message == Message.READY:
         begun.ready = True
         answer = Message.DONE
     else:
@@ -237,7 +236,7 @@ def _be_born(joining: Joining) -> None:
         if pid:
             joining.channel.send(Message.BORN, str(pid))
             os._exit(0)
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signals.SIGKILL)
         os.setsid()
     else:
         joining.channel.send(Message.BORN, str(pid))

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from errdefs import InvalidArgument, NotFound
 
-T = TypeVar("T")
+from runc_bin.document import parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 ID_MAX = 0xFFFFFFFE  # the largest id is no id: credentials(7), setuid(2)
 
@@ -79,7 +84,7 @@ def load_json(path: str, reader: Callable[[Any], T], missing: str) -> T:
     except FileNotFoundError:
         raise NotFound(missing) from None
     try:
-        document = json.loads(raw)
+        value = parse(raw)
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{path} is not valid JSON: {error}") from None
-    return reader(document)
+    return reader(value)

@@ -6,16 +6,16 @@ except that a failed `poststop` is only reported.
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errdefs import DeadlineExceeded, Internal
+from linux import signals
 
+from runc_bin.document import render
 from runc_bin.libcontainer.spec import Hook
 
 _MOST_OUTPUT = 4096
@@ -26,7 +26,7 @@ def run(hooks: Sequence[Hook], kind: str, state: Mapping[str, Any], env: Sequenc
 
     Internal when one exits with an error, DeadlineExceeded when one overstays its timeout (it is killed).
     """
-    document = json.dumps(state).encode()
+    document = render(state).encode()
     for number, hook in enumerate(hooks):
         try:
             _run_one(hook, document, hook.env if hook.env is not None else env)
@@ -43,8 +43,8 @@ def _run_one(hook: Hook, document: bytes, env: Sequence[str] | None) -> None:
             os.dup2(input_read, 0)
             os.dup2(output_write, 1)
             os.dup2(output_write, 2)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signals.pthread_sigmask(signals.SIG_SETMASK, ())
+            signals.signal(signals.SIGPIPE, signals.SIG_DFL)
             pairs = dict(item.split("=", 1) for item in env or () if "=" in item)
             os.execve(hook.path, list(hook.args), pairs)
         except OSError as error:
@@ -75,13 +75,13 @@ def _talk(hook: Hook, pid: int, writer: int, reader: int, document: bytes) -> by
     poller.register(writer, select.POLLOUT)
     left: memoryview | None = memoryview(document)
     output = b""
-    previous = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    previous = signals.signal(signals.SIGPIPE, signals.SIG_IGN)
     try:
         while True:
             wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             events = dict(poller.poll(wait))
             if not events:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signals.SIGKILL)
                 os.waitpid(pid, 0)
                 raise DeadlineExceeded(f"hook {hook.path} did not end within {hook.timeout} s")
             if writer in events and left is not None:
@@ -97,7 +97,7 @@ def _talk(hook: Hook, pid: int, writer: int, reader: int, document: bytes) -> by
             if pidfd in events:
                 return output
     finally:
-        signal.signal(signal.SIGPIPE, previous)
+        signals.signal(signals.SIGPIPE, previous)
         os.close(pidfd)
         if left is not None:
             os.close(writer)

@@ -7,15 +7,14 @@ standard init.
 
 from __future__ import annotations
 
+import _socket
 import os
-import signal
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from errdefs import InvalidArgument
-from linux import fds, syscalls
+from linux import fds, signals, syscalls
 
 from runc_bin.libcontainer import (
     apparmor,
@@ -38,13 +37,13 @@ from runc_bin.libcontainer.sync import Channel, Message
 from runc_bin.record import Record
 
 _HANDLED = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGCHLD,
-    signal.SIGHUP,
-    signal.SIGWINCH,
+    signals.SIGPIPE,
+    signals.SIGXFSZ,
+    signals.SIGINT,
+    signals.SIGTERM,
+    signals.SIGCHLD,
+    signals.SIGHUP,
+    signals.SIGWINCH,
 )
 
 
@@ -61,7 +60,7 @@ class Birth(Record):
     born_inside: bool
     joined: Sequence[tuple[int, int]]
     fifo_fd: int
-    console_socket: socket.socket | None
+    console_socket: _socket.socket | None
     passed_fds: int
     no_pivot: bool
     no_new_keyring: bool
@@ -104,11 +103,11 @@ def prepare_child(channel: Channel, passed_fds: int, keep: Iterable[int]) -> Non
 
     Until the program is about to run, the child dies with its parent.
     """
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.set_wakeup_fd(-1)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signals.SIGKILL)
+    signals.set_wakeup_fd(-1)
     for number in _HANDLED:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signals.signal(number, signals.SIG_DFL)
+    signals.pthread_sigmask(signals.SIG_SETMASK, ())
     wanted = {*range(3 + passed_fds), channel.fileno(), *(fd for fd in keep if fd >= 0)}
     fds.close_all_but(wanted)
     fds.cloexec_from(3)
@@ -209,7 +208,7 @@ def _wait_for_start(own_fds: int, fifo_fd: int) -> None:
 
 def settle(channel: Channel) -> None:
     """Tell the parent that all went well, and outlive it from here on."""
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user has cleared it
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signals.SIGKILL)  # a change of user has cleared it
     channel.send(Message.READY)
     channel.expect(Message.DONE)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -21,6 +20,8 @@ try:
     from _blake2 import blake2b  # hashlib would bring OpenSSL along, and 5 ms
 except ImportError:  # an interpreter that keeps it elsewhere
     from hashlib import blake2b
+
+from runc_bin.document import render
 
 from .seccomp_stub import prepend_enosys_stub
 
@@ -113,7 +114,7 @@ def compile_filter(seccomp_spec: Mapping[str, Any], cache_dir: str | None = None
     """
     if not seccomp_spec.get("defaultAction") and not seccomp_spec.get("syscalls"):
         return b""
-    key = json.dumps(seccomp_spec, sort_keys=True, separators=(",", ":"))
+    key = render(seccomp_spec, sort=True, compact=True)
     program = _programs.get(key)
     if program is None:
         stored = _stored_path(cache_dir, key) if cache_dir else None

@@ -7,14 +7,13 @@ removed by `delete --force`. The names of the fields are runc's where it has the
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from errdefs import AlreadyExists, DataLoss, InvalidArgument, NotFound
 
+from runc_bin.document import parse, render
 from runc_bin.record import Record
 
 OCI_VERSION = "1.2.0"
@@ -22,7 +21,7 @@ EXEC_FIFO = "exec.fifo"
 FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
 _STATE = "state.json"
 _FILTER = "seccomp.bpf"
-_ID = re.compile(r"[\w+.-]+", re.ASCII)
+_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-"
 
 
 class State(Record):
@@ -67,7 +66,7 @@ def check_id(container_id: str) -> None:
     """Refuse an id that is no plain file name; InvalidArgument."""
     if not container_id:
         raise InvalidArgument("container id cannot be empty")
-    if not _ID.fullmatch(container_id) or container_id in (".", ".."):
+    if container_id.strip(_ID_CHARACTERS) or container_id in (".", ".."):
         raise InvalidArgument("invalid container ID format")
 
 
@@ -92,7 +91,7 @@ def save_state(root: str, state: State) -> None:
     path = os.path.join(state_dir(root, state.id), _STATE)
     temporary = path + ".new"
     with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(json.dumps(state.as_dict()))
+        file.write(render(state.as_dict()))
     os.rename(temporary, path)
 
 
@@ -105,7 +104,7 @@ def load_state(root: str, container_id: str) -> State:
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("container does not exist") from None
     try:
-        return State(**json.loads(raw))
+        return State(**parse(raw))
     except (ValueError, TypeError, KeyError) as error:
         raise DataLoss(f"state of container {container_id} is damaged: {error}") from None
 

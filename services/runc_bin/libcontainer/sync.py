@@ -35,15 +35,14 @@ then ends itself, so that a killed parent leaves nothing half made.
 
 from __future__ import annotations
 
-import socket
-from enum import Enum
+import _socket
 
 from errdefs import Internal
 
 _LARGEST = 1 << 16
 
 
-class Message(bytes, Enum):
+class Message:
     """What a packet says."""
 
     BORN = b"b"
@@ -57,21 +56,21 @@ class Message(bytes, Enum):
 class Channel:
     """One end of the channel."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
 
     @staticmethod
     def pair() -> tuple[Channel, Channel]:
         """Both ends, closed on exec."""
-        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        one, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         return Channel(one), Channel(other)
 
-    def send(self, message: Message, text: str = "") -> None:
+    def send(self, message: bytes, text: str = "") -> None:
         """Send one packet; BrokenPipeError when the other side is gone, never SIGPIPE."""
-        packet = message.value + text.encode(errors="surrogateescape")[: _LARGEST - 1]
-        self._sock.send(packet, socket.MSG_NOSIGNAL)
+        packet = message + text.encode(errors="surrogateescape")[: _LARGEST - 1]
+        self._sock.send(packet, _socket.MSG_NOSIGNAL)
 
-    def receive(self) -> tuple[Message, str] | None:
+    def receive(self) -> tuple[bytes, str] | None:
         """The next packet, or None at the end of the stream."""
         try:
             packet = self._sock.recv(_LARGEST)
@@ -80,15 +79,15 @@ class Channel:
             packet = self._sock.recv(_LARGEST)
         if not packet:
             return None
-        return Message(packet[:1]), packet[1:].decode(errors="surrogateescape")
+        return packet[:1], packet[1:].decode(errors="surrogateescape")
 
-    def expect(self, message: Message) -> None:
+    def expect(self, message: bytes) -> None:
         """Wait for one packet that must be `message`; `Internal` otherwise."""
         got = self.receive()
         if got is None:
             raise Internal("the other side of the container's set-up went away")
-        if got[0] is not message:
-            raise Internal(f"unexpected message {got[0].name} while waiting for {message.name}")
+        if got[0] != message:
+            raise Internal(f"unexpected message {got[0]!r} while waiting for {message!r}")
 
     def fileno(self) -> int:
         return self._sock.fileno()

@@ -6,11 +6,11 @@ table of the host's cgroup hierarchies, and the seccomp library.
 
 from __future__ import annotations
 
-import json
 import os
 
 from linux import syscalls
 
+from runc_bin.document import parse, render
 from runc_bin.libcontainer import (
     cgroups,
     container,
@@ -27,7 +27,7 @@ _MODULES = (container, create, exec_in)
 
 def warm() -> None:
     """Run the code paths that are cheap and change nothing."""
-    document = json.loads(json.dumps(spec_document.default()))
+    document = parse(render(spec_document.default()).encode())
     read_process(document["process"])
     cgroups.manager_for(document["linux"], "warm")
     seccomp.compile_filter(

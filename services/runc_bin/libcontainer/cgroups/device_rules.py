@@ -9,24 +9,29 @@ would cut a hole into a wildcard exception is refused: v1 would ignore it silent
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from errdefs import InvalidArgument
+
+from runc_bin.record import Record
 
 from .resources import number, text
 
 WILDCARD = -1
 
 
-class Device(NamedTuple):
+class Device(Record):
     """A set of devices: kind `c` or `b`; major and minor, -1 for any."""
 
     kind: str
     major: int
     minor: int
 
+    def __lt__(self, other: Device) -> bool:
+        return (self.kind, self.major, self.minor) < (other.kind, other.major, other.minor)
 
-class Rule(NamedTuple):
+
+class Rule(Record):
     """One line for devices.allow or devices.deny. `device` None stands for all devices."""
 
     allow: bool
@@ -98,7 +103,7 @@ class DeviceState:
             self._remove(rule.device, rule.access)
 
     def _remove(self, device: Device, access: frozenset[str]) -> None:
-        kind, major, minor = device
+        kind, major, minor = device.kind, device.major, device.minor
         for wider in (
             Device(kind, WILDCARD, minor),
             Device(kind, major, WILDCARD),

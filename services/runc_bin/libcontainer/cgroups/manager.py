@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from errdefs import Conflict, FailedPrecondition, InvalidArgument, NotFound
+from linux import signals
 from linux.crashpoints import crashpoint
 
 from . import files, hierarchy
@@ -255,7 +255,7 @@ def send_kill(pids: list[int]) -> None:
     """SIGKILL to each process that still exists."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signals.SIGKILL)
 
 
 def _remove(path: str, deadline: float) -> bool:

@@ -7,13 +7,23 @@ gives the same limits.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from errdefs import InvalidArgument
 
-Resources = Mapping[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Resources = Mapping[str, Any]
+else:
+    Resources = Mapping
+
+
+def _matches(pattern: str, value: str) -> bool:
+    import re  # most specs have no use for it, and a short command loads nothing in vain
+
+    return re.fullmatch(pattern, value, re.ASCII) is not None
 
 
 def section(resources: Resources, name: str) -> Mapping[str, Any]:
@@ -106,7 +116,7 @@ def check(resources: Resources, *, unified: bool) -> None:
         _check_memory(memory, unified=unified)
     if cpu := section(resources, "cpu"):
         for name in ("cpus", "mems"):
-            if (value := text(cpu, name).strip()) and not re.fullmatch(_CPU_LIST, value, re.ASCII):
+            if (value := text(cpu, name).strip()) and not _matches(_CPU_LIST, value):
                 raise InvalidArgument(f"linux.resources.cpu.{name} must be a list of numbers, not {value!r}")
     if blockio := section(resources, "blockIO"):
         _check_blockio(blockio)
@@ -275,7 +285,7 @@ def hugepage_limits(resources: Resources) -> list[tuple[str, int]]:
     limits = []
     for entry in entries(resources, "hugepageLimits"):
         size, limit = text(entry, "pageSize"), number(entry, "limit")
-        if not re.fullmatch(r"\d+[KMG]B", size, re.ASCII):
+        if not _matches(r"\d+[KMG]B", size):
             raise InvalidArgument(f"linux.resources.hugepageLimits.pageSize: invalid size {size!r}")
         if limit is None:
             raise InvalidArgument("linux.resources.hugepageLimits.limit is required")

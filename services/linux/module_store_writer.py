@@ -1,0 +1,161 @@
+"""Writes the store that `linux.module_store` reads.
+
+What only type checkers need is left out of our own code: docstrings, annotations, and the imports of typing
+that nothing but annotations used. `typing` alone would cost a command 3 of its 20 milliseconds.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import json
+import marshal
+import os
+import subprocess
+import sys
+from importlib.util import MAGIC_NUMBER
+from types import CodeType
+
+from linux import module_store
+
+# Modules that are imported for the sake of names alone, never for what their import does.
+_NAMES_ONLY = ("typing", "collections.abc", "types")
+_LIST_LOADED = """
+import sys
+before = set(sys.modules)
+sys.path[:0] = {paths!r}
+{warm}
+import json
+loaded = [(m.__name__, hasattr(m, "__path__"), m.__file__) for n, m in sys.modules.items()
+          if n not in before and n == m.__name__ and (getattr(m, "__file__", "") or "").endswith(".py")]
+print(json.dumps(loaded))
+"""
+
+
+def write(path: str, python: str, paths: list[str], warm: str) -> None:
+    """Write the store of all modules that the statements `warm` load, with `paths` before the standard
+    library. `python` is the interpreter that will read it, of the version that runs this.
+    """
+    script = _LIST_LOADED.format(paths=paths, warm=warm)
+    done = subprocess.run([python, "-ISc", script], check=True, stdout=subprocess.PIPE, text=True)
+    index: module_store.Index = {}
+    code = bytearray()
+    for name, is_package, source in json.loads(done.stdout):
+        status = os.stat(source)
+        own = any(source.startswith(f"{folder}/") for folder in paths)
+        compiled = marshal.dumps(_compile(source, own=own))
+        span = (len(code), len(code) + len(compiled))
+        index[name] = (is_package, source, status.st_size, status.st_mtime_ns, *span)
+        code += compiled
+    reader = _compile(module_store.__file__, own=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.new"
+    with open(temporary, "wb") as store:
+        store.write(MAGIC_NUMBER + marshal.dumps((reader, index, bytes(code))))
+    os.rename(temporary, path)
+
+
+def import_all(package: str) -> str:
+    """Statements that import every module of a package, for `write`."""
+    return (
+        f"import importlib, pkgutil, {package}\n"
+        f"for found in pkgutil.walk_packages({package}.__path__, '{package}.'):\n"
+        "    importlib.import_module(found.name)\n"
+    )
+
+
+def start_lines(path: str) -> str:
+    """Statements for the head of a script that reads the store; without one they do nothing."""
+    # Marshalled code of another Python must not be looked at: its magic number tells.
+    return (
+        "try:\n"
+        "    import marshal\n"
+        f"    with open({path!r}, 'rb') as store:\n"
+        "        data = store.read()\n"
+        f"    if data[:{len(MAGIC_NUMBER)}] == {MAGIC_NUMBER!r}"
+        " == __import__('_frozen_importlib_external').MAGIC_NUMBER:\n"
+        f"        reader, index, code = marshal.loads(memoryview(data)[{len(MAGIC_NUMBER)}:])\n"
+        "        scope = {'__name__': 'linux.module_store'}\n"
+        "        exec(reader, scope)\n"
+        "        scope['install'](index, code)\n"
+        "except (OSError, EOFError, ValueError, TypeError):\n"
+        "    pass\n"
+    )
+
+
+def _compile(source: str, *, own: bool) -> CodeType:
+    with open(source, "rb") as file:
+        text = file.read()
+    if not own:
+        return compile(text, source, "exec", dont_inherit=True)
+    tree = ast.parse(text, source)
+    _strip(tree)
+    code: CodeType = compile(tree, source, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    return code
+
+
+def _strip(tree: ast.Module) -> None:
+    """Take out what only readers and type checkers need."""
+    _Stripper().visit(tree)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    kept: list[ast.stmt] = []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module in _NAMES_ONLY:
+            node.names = [name for name in node.names if (name.asname or name.name) in used]
+        elif isinstance(node, ast.Import):
+            node.names = [
+                name
+                for name in node.names
+                if name.name not in _NAMES_ONLY or (name.asname or name.name.partition(".")[0]) in used
+            ]
+        if not isinstance(node, ast.Import | ast.ImportFrom) or node.names:
+            kept.append(node)
+    tree.body = kept
+    ast.fix_missing_locations(tree)
+
+
+class _Stripper(ast.NodeTransformer):
+    """Removes docstrings and annotations; of a class's annotations the names stay, since they may be the
+    fields of a record.
+    """
+
+    def __init__(self) -> None:
+        self._in_class = False
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        return self._body(node, in_class=False)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._body(node, in_class=True)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self._body(node, in_class=False)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        self.generic_visit(node)
+        if self._in_class or not isinstance(node.target, ast.Name):
+            node.annotation = ast.copy_location(ast.Constant(None), node)
+            return node
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def _body(self, node: ast.Module | ast.ClassDef | ast.FunctionDef, *, in_class: bool) -> ast.AST:
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            node.body[:1] = [] if len(node.body) > 1 else [ast.copy_location(ast.Pass(), first)]
+        outer, self._in_class = self._in_class, in_class
+        self.generic_visit(node)
+        self._in_class = outer
+        return node
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], sys.argv[2], sys.argv[3].split(":"), sys.argv[4])
