@@ -117,8 +117,9 @@ def _strip(tree: ast.Module) -> None:
 
 
 class _Stripper(ast.NodeTransformer):
-    """Removes docstrings and annotations; of a class's annotations the names stay, since they may be the
-    fields of a record.
+    """Removes docstrings and annotations, and takes `TYPE_CHECKING` for the constant that it is.
+
+    Of a class's annotations the names stay, since they may be the fields of a record.
     """
 
     def __init__(self) -> None:
@@ -133,6 +134,11 @@ class _Stripper(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
         return self._body(node, in_class=False)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id == "TYPE_CHECKING" and isinstance(node.ctx, ast.Load):
+            return ast.copy_location(ast.Constant(False), node)
+        return node
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None
