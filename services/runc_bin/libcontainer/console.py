@@ -18,6 +18,7 @@ from linux import fds, syscalls
 from linux import mounts as m
 
 from runc_bin.libcontainer import paths
+from runc_bin.libcontainer.failures import step
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
@@ -70,7 +71,8 @@ def set_up(root_fd: int, sock: _socket.socket, size: tuple[int, int] | None, *, 
     master, slave = open_pair(root_fd, size)
     try:
         if mount:
-            _bind_console(root_fd, slave)
+            with step("unable to set up /dev/console"):
+                _bind_console(root_fd, slave)
         fds.send_fds(sock, b"/dev/ptmx", [master])
         for fd in range(3):
             os.dup2(slave, fd, inheritable=True)
@@ -81,7 +83,7 @@ def set_up(root_fd: int, sock: _socket.socket, size: tuple[int, int] | None, *, 
 
 
 def _bind_console(root_fd: int, slave: int) -> None:
-    target = paths.make_file(root_fd, "/dev/console", 0o600)
+    target = paths.make_file(root_fd, "/dev/console", 0o600, no_links=True)
     try:
         cover = m.clone_mount("", dir_fd=slave)
         try:

@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 
-from errdefs import Internal
+from errdefs import FailedPrecondition, InvalidArgument
 from linux import mounts as m
 
 from runc_bin.libcontainer import paths
@@ -37,24 +37,34 @@ _NULL = os.makedev(1, 3)
 
 def wants_devices(spec: Spec) -> bool:
     """Whether /dev is ours to fill: not when the spec binds one of the host's there."""
-    return not any(x.kind == "bind" and os.path.normpath(x.destination) == "/dev" for x in spec.mounts)
+    return not any(
+        mount.kind == "bind" and not mount.options.remount and os.path.normpath(mount.destination) == "/dev"
+        for mount in spec.mounts
+    )
 
 
 def fill_dev(root_fd: int, spec: Spec) -> None:
     """Make the default devices, those of the spec (which win over a default of the same path), and the
-    links.
+    links. In a user namespace, where nobody may make nodes, the host's are bound instead; they keep the
+    host's owner and mode.
+
+    FailedPrecondition when something else is at a device's path, or the host has no such device to bind.
     """
+    bound = "user" in spec.namespaces
     wanted = {device.path: device for device in _DEFAULT}
-    wanted.update({os.path.normpath(device.path): device for device in spec.devices})
+    wanted.update({device.path: device for device in spec.devices})
     wanted.pop("/dev/ptmx", None)
-    folders: dict[str, int] = {}
+    folders = {"/dev": _open_dev(root_fd)}
     try:
         for path, device in wanted.items():
             directory, _, name = path.rpartition("/")
             folder = folders.get(directory)
             if folder is None:
                 folder = folders[directory] = paths.make_directories(root_fd, directory or "/")
-            _make_node(folder, name, device)
+            if bound and device.kind != "p":
+                _bind_node(folder, name, device)
+            else:
+                _make_node(folder, name, device)
     finally:
         for folder in folders.values():
             os.close(folder)
@@ -65,36 +75,99 @@ def fill_dev(root_fd: int, spec: Spec) -> None:
         paths.make_link(root_fd, "/dev/core", "/proc/kcore")
 
 
+def _open_dev(root_fd: int) -> int:
+    """/dev, which must not be a link: the image would decide where device nodes appear."""
+    try:
+        return paths.make_directories(root_fd, "/dev", no_links=True)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise InvalidArgument("/dev of the root must be an ordinary directory") from None
+        raise
+
+
+def _is_node(info: os.stat_result, device: Device) -> bool:
+    """Whether an inode is that device."""
+    if stat.S_IFMT(info.st_mode) != _FORMAT[device.kind]:
+        return False
+    return device.kind == "p" or info.st_rdev == os.makedev(device.major, device.minor)
+
+
 def _make_node(folder: int, name: str, device: Device) -> None:
-    kind = _FORMAT[device.kind]
     number = os.makedev(device.major, device.minor) if device.kind != "p" else 0
     try:
-        os.mknod(name, kind | device.mode, number, dir_fd=folder)
+        os.mknod(name, _FORMAT[device.kind] | device.mode, number, dir_fd=folder)
     except FileExistsError:
+        if not _is_node(os.stat(name, dir_fd=folder, follow_symlinks=False), device):
+            raise _occupied(device) from None
         return
     except PermissionError:
         _bind_node(folder, name, device)
         return
     info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != number:
-        raise Internal(f"device {device.path} was replaced while it was made")
-    if stat.S_IMODE(info.st_mode) != device.mode:
-        os.chmod(name, device.mode, dir_fd=folder)
-    if (info.st_uid, info.st_gid) != (device.uid, device.gid):
-        os.chown(name, device.uid, device.gid, dir_fd=folder, follow_symlinks=False)
+    if (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) != (device.mode, device.uid, device.gid):
+        _set_owner_and_mode(folder, name, device)
+
+
+def _set_owner_and_mode(folder: int, name: str, device: Device) -> None:
+    """By descriptor, once it is certain what it is one of: the name may be another's by now."""
+    node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if not _is_node(os.fstat(node), device):
+            raise _occupied(device)
+        path = f"/proc/self/fd/{node}"
+        os.chown(path, device.uid, device.gid)
+        os.chmod(path, device.mode)  # after the owner, whose change takes set-id bits away
+    finally:
+        os.close(node)
 
 
 def _bind_node(folder: int, name: str, device: Device) -> None:
-    """Where the kernel lets nobody make nodes, bind the host's."""
-    target = os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    """Bind the host's node over a file."""
     try:
-        source = m.clone_mount(device.path)
+        target = os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    except FileExistsError:
+        target = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        info = os.fstat(target)
+        if _is_node(info, device):
+            return
+        if not stat.S_ISREG(info.st_mode):
+            raise _occupied(device)
+        source = _host_node(device)
         try:
             m.attach(source, target)
         finally:
             os.close(source)
     finally:
         os.close(target)
+
+
+def _host_node(device: Device) -> int:
+    """A detached mount of the host's node: at the same path, or where the kernel says that the device is."""
+    names = [device.path]
+    kind = "block" if device.kind == "b" else "char"
+    try:
+        with open(f"/sys/dev/{kind}/{device.major}:{device.minor}/uevent", encoding="utf-8") as file:
+            names += [f"/dev/{line[8:]}" for line in file.read().splitlines() if line.startswith("DEVNAME=")]
+    except OSError:
+        pass
+    for name in names:
+        try:
+            node = m.clone_mount(name)
+        except OSError:
+            continue
+        if _is_node(os.fstat(node), device):
+            return node
+        os.close(node)
+    number = f"{device.kind} {device.major}:{device.minor}"
+    raise FailedPrecondition(f"device {device.path}: the host has no {number} to bind")
+
+
+def _occupied(device: Device) -> FailedPrecondition:
+    number = "" if device.kind == "p" else f" {device.major}:{device.minor}"
+    return FailedPrecondition(
+        f"device {device.path}: what is there already does not match {device.kind}{number}"
+    )
 
 
 def open_null(root_fd: int) -> int:

@@ -166,19 +166,34 @@ def _read_device(item: Mapping[str, Any]) -> Device:
     path = text(item, "path", w)
     if not path.startswith("/"):
         raise InvalidArgument(f"device path {path!r} must be absolute")
+    path = os.path.normpath("/" + path.lstrip("/"))
+    if path == "/":
+        raise InvalidArgument("linux.devices.path must name a file")
     kind = text(item, "type", w)
     if kind not in _DEVICE_TYPES:
         raise InvalidArgument(f"invalid device type {kind!r} of {path}")
+    for key in ("major", "minor"):
+        if kind != "p" and item.get(key) is None:
+            raise InvalidArgument(f"linux.devices.{key} must be specified for {path}")
     mode = item.get("fileMode")
     return Device(
         path=path,
         kind="c" if kind == "u" else kind,
-        major=number(item, "major", w, 0, 0xFFFFFFFF),
-        minor=number(item, "minor", w, 0, 0xFFFFFFFF),
+        major=number(item, "major", w, 0, 0xFFF),  # 12 and 20 bits: MKDEV of the kernel
+        minor=number(item, "minor", w, 0, 0xFFFFF),
         mode=0o666 if mode is None else number(item, "fileMode", w, 0, 0o177777) & 0o7777,
         uid=number(item, "uid", w, 0, ID_MAX),
         gid=number(item, "gid", w, 0, ID_MAX),
     )
+
+
+def _read_devices(section: Mapping[str, Any]) -> tuple[Device, ...]:
+    found: dict[str, Device] = {}
+    for item in objects(section, "devices", "linux."):
+        device = _read_device(item)
+        if found.setdefault(device.path, device) != device:
+            raise InvalidArgument(f"linux.devices: two different devices at {device.path}")
+    return tuple(found.values())
 
 
 def _read_hooks(document: Mapping[str, Any]) -> dict[str, tuple[Hook, ...]]:
@@ -324,7 +339,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
         hooks=_read_hooks(document),
         annotations=string_map(document, "annotations", ""),
         namespaces=namespaces,
-        devices=tuple(_read_device(item) for item in objects(section, "devices", "linux.")),
+        devices=_read_devices(section),
         sysctl={_check_sysctl(name, value, namespaces): value for name, value in sysctl.items()},
         masked_paths=masked,
         readonly_paths=read_only_paths,

@@ -46,6 +46,10 @@ def _bind(option: str) -> dict[str, Any]:
     return {"destination": "/x", "type": "bind", "source": "/y", "options": [option]}
 
 
+def _device(**more: Any) -> dict[str, Any]:
+    return {"path": "/dev/x", "type": "c", "major": 1, "minor": 3, **more}
+
+
 BAD: list[tuple[str, Any, type[BuoyError], str]] = [
     ("ociVersion", "2.0", InvalidArgument, "unsupported runtime spec version"),
     ("linux", None, InvalidArgument, "linux must be specified"),
@@ -80,6 +84,14 @@ BAD: list[tuple[str, Any, type[BuoyError], str]] = [
     ("linux.maskedPaths", ["proc"], InvalidArgument, "must be absolute"),
     ("linux.rootfsPropagation", "odd", InvalidArgument, "rootfsPropagation"),
     ("linux.devices", [{"path": "/dev/x", "type": "z"}], InvalidArgument, "invalid device type"),
+    ("linux.devices", [{"path": "dev/x", "type": "c"}], InvalidArgument, "must be absolute"),
+    ("linux.devices", [{"path": "/dev/..", "type": "p"}], InvalidArgument, "linux.devices.path"),
+    ("linux.devices", [{"path": "/dev/x", "type": "c", "major": 1}], InvalidArgument, "linux.devices.minor"),
+    ("linux.devices", [_device(major=4096)], InvalidArgument, "linux.devices.major"),
+    ("linux.devices", [_device(minor=-1)], InvalidArgument, "linux.devices.minor"),
+    ("linux.devices", [_device(fileMode="0666")], InvalidArgument, "linux.devices.fileMode"),
+    ("linux.devices", [_device(uid=2**32 - 1)], InvalidArgument, "linux.devices.uid"),
+    ("linux.devices", [_device(), _device(minor=4)], InvalidArgument, "two different devices at /dev/x"),
     ("linux.intelRdt", {"closID": "x"}, NotImplementedHere, "intelRdt"),
     ("mounts", [{"destination": "/x"}], InvalidArgument, "neither a type nor a bind"),
     ("mounts", [{"type": "tmpfs"}], InvalidArgument, "destination"),
