@@ -190,7 +190,7 @@ def write_launchers(bin_dir: str) -> list[str]:
     paths = [services, *(path for path in packages if path != services)]
     python = os.path.join(bin_dir, "python")
     store = os.path.join(os.path.dirname(bin_dir), "lib", f"runc-bin.{sys.implementation.cache_tag}.modules")
-    module_store_writer.write(store, python, paths, module_store_writer.import_all("runc_bin"))
+    module_store_writer.write(store, python, paths, "import runc_bin; runc_bin.load_quick()")
     written = []
     for command, text in (
         ("runc-bin", launcher_script(python, paths, "runc_bin.__main__", store, "/run/buoy-runc/@python")),

@@ -24,10 +24,11 @@ _LIST_LOADED = """
 import sys
 before = set(sys.modules)
 sys.path[:0] = {paths!r}
+{start}
 {warm}
-import json
 loaded = [(m.__name__, hasattr(m, "__path__"), m.__file__) for n, m in sys.modules.items()
           if n not in before and n == m.__name__ and (getattr(m, "__file__", "") or "").endswith(".py")]
+import json
 print(json.dumps(loaded))
 """
 
@@ -36,11 +37,25 @@ def write(path: str, python: str, paths: list[str], warm: str) -> None:
     """Write the store of all modules that the statements `warm` load, with `paths` before the standard
     library. `python` is the interpreter that will read it, of the version that runs this.
     """
-    script = _LIST_LOADED.format(paths=paths, warm=warm)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    draft = f"{path}.new"
+    _write(draft, paths, _loaded(python, paths, warm, ""))
+    # Once more with that store, to leave out what is no longer loaded without the imports for annotations.
+    _write(draft, paths, _loaded(python, paths, warm, start_lines(draft)))
+    os.rename(draft, path)
+
+
+def _loaded(python: str, paths: list[str], warm: str, start: str) -> list[tuple[str, bool, str]]:
+    """Name, whether it is a package, and source of each module that `warm` loads."""
+    script = _LIST_LOADED.format(paths=paths, warm=warm, start=start)
     done = subprocess.run([python, "-ISc", script], check=True, stdout=subprocess.PIPE, text=True)
+    return [(name, is_package, source) for name, is_package, source in json.loads(done.stdout)]
+
+
+def _write(path: str, paths: list[str], modules: list[tuple[str, bool, str]]) -> None:
     index: module_store.Index = {}
     code = bytearray()
-    for name, is_package, source in json.loads(done.stdout):
+    for name, is_package, source in modules:
         status = os.stat(source)
         own = any(source.startswith(f"{folder}/") for folder in paths)
         compiled = marshal.dumps(_compile(source, own=own))
@@ -48,20 +63,8 @@ def write(path: str, python: str, paths: list[str], warm: str) -> None:
         index[name] = (is_package, source, status.st_size, status.st_mtime_ns, *span)
         code += compiled
     reader = _compile(module_store.__file__, own=True)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.new"
-    with open(temporary, "wb") as store:
+    with open(path, "wb") as store:
         store.write(MAGIC_NUMBER + marshal.dumps((reader, index, bytes(code))))
-    os.rename(temporary, path)
-
-
-def import_all(package: str) -> str:
-    """Statements that import every module of a package, for `write`."""
-    return (
-        f"import importlib, pkgutil, {package}\n"
-        f"for found in pkgutil.walk_packages({package}.__path__, '{package}.'):\n"
-        "    importlib.import_module(found.name)\n"
-    )
 
 
 def start_lines(path: str) -> str:

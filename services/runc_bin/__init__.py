@@ -11,3 +11,11 @@ def warm() -> None:
     for verb in cli.VERBS.values():
         dispatch.command(verb)
     warmth.warm()
+
+
+def load_quick() -> None:
+    """Import what the verbs that engines call for each container need, on any host, and nothing else."""
+    for name in ("create", "delete", "exec_", "kill", "run", "start", "state"):
+        __import__(f"runc_bin.commands.{name}")
+    for name in ("__main__", "dispatch", "libcontainer.cgroups.v1", "libcontainer.cgroups.v2"):
+        __import__(f"runc_bin.{name}")
