@@ -97,7 +97,7 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
             ContentService(content),
             SnapshotsService(snapshots),
             ImagesService(ImageStore(database, events), collector),
-            DiffService(Differ(content)),
+            DiffService(Differ(content, _made(settings.root / "diff"))),
             LeasesService(Leases(database), collector),
         ]
         services.append(IntrospectionService(await _identity(database), _parts(services)))
@@ -121,6 +121,11 @@ def _on_update(
     """A user's stop takes back the restart that is due, in the transaction that keeps the stop."""
     if explicitly_stopped(made.labels) and not explicitly_stopped(have.labels):
         task_rows.cancel_in(connection, record, namespace, made.id)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 async def _identity(database: Database) -> str:

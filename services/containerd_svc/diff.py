@@ -1,13 +1,18 @@
-"""Turn layers into trees: unpack a layer's blob onto a snapshot's mounts."""
+"""Turn layers into trees and trees into layers: unpack a layer's blob onto a snapshot's mounts, and make a
+blob of what one set of mounts shows and another does not.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import errdefs
@@ -15,6 +20,7 @@ from linux.crashpoints import crashpoint
 from pb.containerd.types import Mount
 
 from containerd_svc.content import ContentStore
+from containerd_svc.ingest import Ingest
 
 _LAYER_TYPES = frozenset(
     f"application/vnd.{kind}"
@@ -32,7 +38,19 @@ _LAYER_TYPES = frozenset(
         "docker.image.rootfs.foreign.diff.tar.gzip",
     )
 )
-_TOGETHER = 2  # layers that are unpacked at a time
+_TOGETHER = 2  # layers that are unpacked or made at a time
+_CHUNK = 1024 * 1024
+_DEFAULT = "application/vnd.oci.image.layer.v1.tar+gzip"
+# What a layer can be made as, and how it is compressed.
+_MADE = {
+    "application/vnd.oci.image.layer.v1.tar": "",
+    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
+    "application/vnd.docker.image.rootfs.diff.tar": "",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
+}
+_UNCOMPRESSED = "containerd.io/uncompressed"
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,15 @@ class Applied:
     digest: str
     size: int
     unpacked: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """A layer that was made: its blob."""
+
+    media_type: str
+    digest: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -56,10 +83,14 @@ class _Target:
 
 
 class Differ:
-    """Unpacks in processes of their own; see apply_worker."""
+    """Works in processes of their own; see apply_worker and diff_worker.
 
-    def __init__(self, content: ContentStore) -> None:
+    `place` is a folder for their mounts, which nobody else sees.
+    """
+
+    def __init__(self, content: ContentStore, place: Path) -> None:
         self._content = content
+        self._place = place
         self._places = asyncio.Semaphore(_TOGETHER)
 
     async def apply(
@@ -95,6 +126,66 @@ class Differ:
                 raise errdefs.ResourceExhausted(f"failed to extract layer {digest}: {answer['message']}")
         raise errdefs.Internal(f"failed to extract layer {digest}: {answer['message']}")
 
+    async def make(
+        self,
+        namespace: str,
+        lower: Sequence[Mount],
+        upper: Sequence[Mount],
+        *,
+        media_type: str = "",
+        ref: str = "",
+        labels: Mapping[str, str] | None = None,
+        latest: int | None = None,
+        lease: str = "",
+    ) -> Made:
+        """Make a layer of what `upper` shows and `lower` does not, and store it with `labels`; no mounts as
+        `lower` stand for an empty tree. `latest` is the newest time in seconds that an entry may have.
+
+        Raises NotImplementedHere for a media type that is no layer's, InvalidArgument for mounts that cannot
+        be read, Unavailable while `ref` is being written.
+        """
+        media_type = media_type or _DEFAULT
+        if media_type not in _MADE:
+            raise errdefs.NotImplementedHere(f"unsupported diff media type: {media_type}: not implemented")
+        request = {
+            "lower": _layers(lower),
+            "upper": _layers(upper),
+            "place": os.fspath(self._place),
+            "compression": _MADE[media_type],
+            "latest": latest,
+        }
+        ref = ref or f"diff-{secrets.token_hex(8)}"
+        try:
+            async with self._places, self._content.writer(namespace, ref, lease=lease) as ingest:
+                if ingest.offset:
+                    await ingest.restart()  # of a process that was killed: what it made is not continued
+                answer = await _make(request, ingest)
+                wanted = {**(labels or {}), _UNCOMPRESSED: answer["digest"]}
+                crashpoint("diff.made")
+                try:
+                    digest = await self._content.commit(namespace, ingest, wanted=wanted, lease=lease)
+                except errdefs.AlreadyExists:
+                    digest = ingest.digest
+        except BaseException:
+            with contextlib.suppress(errdefs.BuoyError):
+                await self._content.abort(namespace, ref)
+            raise
+        size = (await self._content.info(namespace, digest)).size
+        return Made(media_type, digest, size)
+
+
+def _layers(mounts: Sequence[Mount]) -> list[str]:
+    """The folders that lie on one another in what the mounts show, the topmost first."""
+    if not mounts:
+        return []
+    if len(mounts) == 1 and mounts[0].type in ("bind", "rbind"):
+        return [mounts[0].source]
+    if len(mounts) == 1 and mounts[0].type == "overlay":
+        options = dict(option.partition("=")[::2] for option in mounts[0].options)
+        lower = [path for path in options.get("lowerdir", "").split(":") if path]
+        return [options["upperdir"], *lower] if options.get("upperdir") else lower
+    raise errdefs.InvalidArgument("a layer can be made of the mounts of a snapshot only: invalid argument")
+
 
 def _target(mounts: Sequence[Mount]) -> _Target:
     """Files go straight into the writable folder: a fresh snapshot has no mount that could notice."""
@@ -110,22 +201,61 @@ def _target(mounts: Sequence[Mount]) -> _Target:
     )
 
 
-async def _work(request: dict[str, Any]) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
+async def _start(module: str, **options: Any) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
         "-m",
-        "containerd_svc.apply_worker",
+        f"containerd_svc.{module}",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        **options,
     )
+
+
+async def _work(request: dict[str, Any]) -> dict[str, Any]:
+    process = await _start("apply_worker")
     try:
         output, errors = await process.communicate(json.dumps(request).encode())
     finally:
-        if process.returncode is None:
-            process.kill()
+        await _end(process)
+    return _answer(process, output, errors)
+
+
+async def _make(request: dict[str, Any], ingest: Ingest) -> dict[str, Any]:
+    """Have the worker make the layer into the ingest; the answer, or Internal."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as answer:
+        try:
+            process = await _start("diff_worker", pass_fds=[writing])
+        finally:
+            os.close(writing)
+        try:
+            assert process.stdin
+            assert process.stdout
+            assert process.stderr
+            process.stdin.write(json.dumps({**request, "answer": writing}).encode())
+            process.stdin.close()
+            while data := await process.stdout.read(_CHUNK):
+                await ingest.write(data)
+            errors = await process.stderr.read()
             await process.wait()
+        finally:
+            await _end(process)
+        found = _answer(process, answer.read(), errors)
+    if "error" in found:
+        raise errdefs.Internal(f"failed to make a layer: {found['message']}")
+    return found
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+def _answer(process: asyncio.subprocess.Process, output: bytes, errors: bytes) -> dict[str, Any]:
     if process.returncode != 0:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
         return {"error": "failed", "message": last or f"worker ended with {process.returncode}"}

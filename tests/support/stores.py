@@ -50,7 +50,9 @@ async def serve_stores(root: Path) -> AsyncIterator[Stores]:
     trees = snapshots.Snapshots(root, db, exchange)
     names = images.ImageStore(db, exchange)
     held = leases.Leases(db)
-    differ = diff.Differ(blobs)
+    place = root / "diff"
+    place.mkdir(exist_ok=True)
+    differ = diff.Differ(blobs, place)
     collector = gc.Collector(blobs, trees, exchange)
     await blobs.start()
     await trees.start()

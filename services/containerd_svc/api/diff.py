@@ -6,7 +6,7 @@ import errdefs
 from pb.containerd.services.diff import v1 as pb
 from pb.containerd.types import Descriptor
 
-from containerd_svc.api.call import namespace
+from containerd_svc.api.call import lease, namespace
 from containerd_svc.diff import Differ
 
 _UNCOMPRESSED = "application/vnd.oci.image.layer.v1.tar"
@@ -15,7 +15,7 @@ _UNPACKED = "dev.buoy.unpacked-size"
 
 
 class DiffService(pb.DiffBase):
-    """Apply on the wire. Making a diff is not built and answers so."""
+    """Apply and Diff on the wire."""
 
     def __init__(self, differ: Differ) -> None:
         self._differ = differ
@@ -38,4 +38,17 @@ class DiffService(pb.DiffBase):
         )
 
     async def diff(self, message: pb.DiffRequest) -> pb.DiffResponse:
-        raise errdefs.NotImplementedHere("making a layer from a snapshot is not supported: not implemented")
+        epoch = message.source_date_epoch
+        made = await self._differ.make(
+            namespace(),
+            message.left,
+            message.right,
+            media_type=message.media_type,
+            ref=message.ref,
+            labels=message.labels,
+            latest=None if epoch is None else int(epoch.timestamp()),
+            lease=lease(),
+        )
+        return pb.DiffResponse(
+            diff=Descriptor(media_type=made.media_type, digest=made.digest, size=made.size)
+        )
