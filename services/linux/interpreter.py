@@ -115,18 +115,19 @@ def remove_mounts(run_dir: str, keep: str = "") -> None:
                 os.unlink(f"{run_dir}/{name}")
 
 
-def seal() -> None:
+def seal(*, dumpable: bool = False) -> None:
     """From here on nothing is loaded: no import, from no path. To be called before the first step into a
     container.
 
     Modules that are loaded stay usable; importing any other raises ImportError, and a codec that was never
     used LookupError. The process is made non-dumpable, so that the container's processes cannot look into it
-    through /proc. Tracebacks no longer read source files, since their paths would now be looked up in the
-    container.
+    through /proc; `dumpable` leaves that step to the caller. Tracebacks no longer read source files, since
+    their paths would now be looked up in the container.
     """
     from .syscalls import PR_SET_DUMPABLE, prctl
 
-    prctl(PR_SET_DUMPABLE, 0)
+    if not dumpable:
+        prctl(PR_SET_DUMPABLE, 0)
     sys.tracebacklimit = 0
     sys.path.clear()
     sys.path_hooks.clear()

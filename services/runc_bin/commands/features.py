@@ -22,7 +22,7 @@ def run(_context: Context, _log: Log) -> int:
         "hooks": list(spec.HOOK_KINDS),
         "mountOptions": sorted(options),
         "linux": {
-            "namespaces": sorted(set(spec.NAMESPACE_FLAGS) - {"user"}),
+            "namespaces": sorted(spec.NAMESPACE_FLAGS),
             "capabilities": list(capabilities.NAMES),
             "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
             "seccomp": {"enabled": True},

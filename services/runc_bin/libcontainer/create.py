@@ -15,13 +15,17 @@ from errdefs import FailedPrecondition, Internal, InvalidArgument
 from linux import interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
-from runc_bin.libcontainer import apparmor, cgroups, hooks, init, seccomp, state
-from runc_bin.libcontainer.failures import reason
+from runc_bin.libcontainer import apparmor, cgroups, hooks, identity, init, seccomp, state
+from runc_bin.libcontainer.failures import reason, step
 from runc_bin.libcontainer.process_spec import Process, no_process
 from runc_bin.libcontainer.spec import Spec
 from runc_bin.libcontainer.state import State
 from runc_bin.libcontainer.sync import Channel, Message
 from runc_bin.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without the cost of `typing`
+    from runc_bin.libcontainer.id_mappings import Maps
 
 START_ERROR = "unable to start container process"
 
@@ -72,6 +76,11 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         raise FailedPrecondition(
             "apparmor profile specified in config, but apparmor is disabled or not supported"
         )
+    maps = None
+    if "user" in spec.namespaces:
+        from runc_bin.libcontainer import id_mappings
+
+        maps = id_mappings.settle(spec)
     manager = cgroups.manager_for(spec.linux, container_id)
     program = None
     if spec.seccomp:
@@ -107,7 +116,7 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         manager.create()
         undo.callback(manager.destroy)
         crashpoint("runc.create.cgroup-made")
-        record = _bear(root, spec, process, options, manager, record, program, fifo, undo)
+        record = _bear(root, spec, process, options, manager, record, program, fifo, maps, undo)
         undo.pop_all()
         os.close(fifo)
     return record
@@ -129,6 +138,7 @@ def _bear(
     record: State,
     program: bytes | None,
     fifo: int,
+    maps: Maps | None,
     undo: contextlib.ExitStack,
 ) -> State:
     """Clone init, record it, let it go, and wait until it is ready."""
@@ -137,8 +147,8 @@ def _bear(
     flags = 0
     for kind, namespace in spec.namespaces.items():
         # The cgroup namespace's root is the cgroup that its maker is in: init makes it once it is in its
-        # own.
-        if not namespace.path and kind != "cgroup":
+        # own. It makes the time namespace too, since the first process in one ends the setting of clocks.
+        if not namespace.path and kind not in ("cgroup", "time"):
             flags |= namespace.flag
     joined = _open_namespaces(spec, undo)
     group = _open_group(manager)
@@ -152,6 +162,8 @@ def _bear(
         manager=manager,
         born_inside=group is not None,
         joined=joined,
+        entered=False,
+        time_offsets=spec.time_offsets if spec.is_private("time") else None,
         fifo_fd=fifo,
         console_socket=options.console if process.terminal else None,
         passed_fds=options.passed_fds,
@@ -161,8 +173,17 @@ def _bear(
         seccomp_flags=record.seccomp_flags,
         oci_state=state.oci_state(record, "creating", 1 if spec.is_private("pid") else 0),
     )
-    interpreter.seal()
-    pid = _clone(flags, group, joined)
+    if maps is None:
+        interpreter.seal()
+        pid = _clone(flags, group, joined)
+    else:
+        from runc_bin.libcontainer import passage
+
+        identity.own_pipes(maps.host_uid(process.uid))
+        # An ordinary user reaches the files in /proc of init, to map its ids, only while it is dumpable.
+        interpreter.seal(dumpable=os.geteuid() != 0)
+        with step(START_ERROR):
+            pid, birth = passage.clone_init(birth, ours, flags & ~syscalls.CLONE_NEWIPC, group)
     if pid == 0:
         init.run(birth)
     undo.callback(_reap, pid)
@@ -171,6 +192,9 @@ def _bear(
     record = state.with_init(record, pid)
     state.save_state(root, record)
     crashpoint("runc.create.init-recorded")
+    if maps is not None and spec.is_private("user"):
+        with step(START_ERROR):
+            passage.admit(pid, maps, birth, ours)
     manager.apply()
     with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
         ours.send(Message.GO)

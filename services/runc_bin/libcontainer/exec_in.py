@@ -47,7 +47,9 @@ class ExecOptions(Record):
 
 
 class Joining(Record):
-    """All that the child gets. `pidfd` is the container's init, `flags` the namespaces of it to join."""
+    """All that the child gets. `pidfd` is the container's init, `flags` the namespaces of it to join,
+    `stream_owner` whom the pipes among its streams are to be given to, as the caller numbers users.
+    """
 
     record: State
     process: Process
@@ -59,6 +61,7 @@ class Joining(Record):
     console_socket: _socket.socket | None
     passed_fds: int
     seccomp_program: bytes | None
+    stream_owner: int | None
 
 
 class Begun:
@@ -161,6 +164,13 @@ def _begin(
     flags = 0
     for kind in record.namespaces:
         flags |= NAMESPACE_FLAGS[kind]
+    owner = None
+    if "user" in record.namespaces:
+        from runc_bin.libcontainer import id_mappings
+
+        maps = id_mappings.of_process(record.init_process_pid)
+        id_mappings.check_user(maps, process.uid, process.gid, process.additional_gids)
+        owner = maps.host_uid(process.uid)
     joining = Joining(
         record=record,
         process=process,
@@ -172,6 +182,7 @@ def _begin(
         console_socket=options.console if process.terminal else None,
         passed_fds=options.preserve_fds,
         seccomp_program=program,
+        stream_owner=owner,
     )
     pid = syscalls.clone(0, cgroup_fd=group)
     if pid == 0:
@@ -208,7 +219,9 @@ def _run(joining: Joining, first: Callable[[], None] | None) -> NoReturn:
     with init.reporting(joining.channel):
         if first is not None:
             first()
-        interpreter.seal()
+        if joining.stream_owner is not None:
+            identity.own_pipes(joining.stream_owner)
+        interpreter.seal(dumpable=os.geteuid() != 0)
         init.prepare_child(joining.channel, joining.passed_fds, (joining.pidfd, console_fd))
         _enter(joining)
         _be_born(joining)
@@ -222,10 +235,16 @@ def _enter(joining: Joining) -> None:
         joining.manager.join_self(born_inside=joining.born_inside)
     score = joining.process.oom_score_adj
     identity.set_oom_score(joining.record.oom_score_adj if score is None else score)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # an ordinary user had to write the score first
+    in_user_namespace = bool(joining.flags & syscalls.CLONE_NEWUSER)
+    if in_user_namespace:
+        identity.raise_limits(0, joining.process.rlimits)
     if joining.flags:
         with step("unable to join the container's namespaces"):
             syscalls.setns(joining.pidfd, joining.flags)
     os.close(joining.pidfd)
+    if in_user_namespace:
+        identity.become_root()
 
 
 def _be_born(joining: Joining) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import stat
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,7 @@ from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.process_spec import Process, Rlimit
 
 _UNLIMITED = 2**64 - 1
+_CAP_SETGID = 6
 
 
 def set_rlimits(limits: Iterable[Rlimit]) -> None:
@@ -34,14 +36,43 @@ def set_rlimits(limits: Iterable[Rlimit]) -> None:
             raise Internal(message) from error
 
 
-def set_oom_score(score: int | None) -> None:
-    """Write this process's oom_score_adj. Unless it is that already: lowering it wants CAP_SYS_RESOURCE."""
+def raise_limits(pid: int, limits: Iterable[Rlimit]) -> None:
+    """Lift those hard limits of a process (0: this one) that are below what is wanted; nothing else changes.
+
+    For a process on its way into a user namespace, where nobody may.
+    """
+    for limit in limits:
+        soft, hard = resource.prlimit(pid, limit.number)
+        wanted = -1 if limit.hard == _UNLIMITED else limit.hard
+        if hard != -1 and (wanted == -1 or wanted > hard):
+            try:
+                resource.prlimit(pid, limit.number, (soft, wanted))
+            except PermissionError as error:
+                message = f"error setting rlimit type {limit.number}: operation not permitted"
+                raise Internal(message) from error
+
+
+def set_oom_score(score: int | None, pid: int | None = None) -> None:
+    """Write the oom_score_adj of a process, None being this one.
+
+    Unless it is that already: lowering it wants CAP_SYS_RESOURCE.
+    """
     if score is None:
         return
-    with step("failed to update /proc/self/oom_score_adj"), open("/proc/self/oom_score_adj", "r+") as file:
+    path = f"/proc/{pid or 'self'}/oom_score_adj"
+    with step(f"failed to update {path}"), open(path, "r+") as file:
         if int(file.read()) != score:
             file.seek(0)
             file.write(str(score))
+
+
+def become_root() -> None:
+    """Become the root of the user namespace; what a change of user clears is set again."""
+    with step("failed to become root in user namespace"):
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def enter_directory(cwd: str) -> bool:
@@ -72,7 +103,7 @@ def become(process: Process, *, entered: bool) -> None:
         syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
     with step("unable to setup user"):
         _own_streams(process.uid)
-        os.setgroups(process.additional_gids)
+        _set_groups(process.additional_gids)
         os.setgid(process.gid)
         os.setuid(process.uid)
     if not entered:
@@ -97,6 +128,19 @@ def _check_directory() -> None:
         )
 
 
+def _set_groups(groups: Sequence[int]) -> None:
+    """setgroups(2). A user namespace that an ordinary user has made may forbid it for good, and then the
+    groups that the user has outside stay, as nobody's; none can be asked for.
+    """
+    try:
+        os.setgroups(groups)
+    except PermissionError:
+        if not syscalls.capget()[0] >> _CAP_SETGID & 1:
+            raise
+        if groups:
+            raise InvalidArgument("cannot set any additional groups in a rootless container") from None
+
+
 def _own_streams(uid: int) -> None:
     """Give the standard streams to the user, who could otherwise not open /dev/stdout again."""
     for fd in range(3):
@@ -108,6 +152,21 @@ def _own_streams(uid: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOSYS):
                 raise
+
+
+def own_pipes(uid: int) -> None:
+    """Give the standard streams that are pipes to a user, who could else not open /dev/stdout again.
+
+    It is done outside: the streams' present owner is nobody in the container. Only pipes: a terminal or a
+    file that we were given is somebody else's.
+    """
+    for fd in range(3):
+        info = os.fstat(fd)
+        if stat.S_ISFIFO(info.st_mode) and info.st_uid != uid:
+            try:
+                os.fchown(fd, uid, -1)
+            except OSError:
+                continue
 
 
 def find_program(name: str, env: Sequence[str]) -> str:

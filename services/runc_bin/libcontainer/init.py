@@ -48,8 +48,10 @@ _HANDLED = (
 
 
 class Birth(Record):
-    """All that init gets from its parent. `joined` are (descriptor, CLONE_NEW* flag) of namespaces to join,
-    `passed_fds` the descriptors from 3 on that the program gets, `oci_state` the state that hooks see.
+    """All that init gets from its parent. `joined` are (descriptor, CLONE_NEW* flag) of namespaces to join;
+    `entered` says that a process between has joined the control group and done what needs the caller's
+    rights; `time_offsets` are for a time namespace to make; `passed_fds` are the descriptors from 3 on that
+    the program gets, `oci_state` the state that hooks see.
     """
 
     container_id: str
@@ -59,6 +61,8 @@ class Birth(Record):
     manager: Manager
     born_inside: bool
     joined: Sequence[tuple[int, int]]
+    entered: bool
+    time_offsets: Mapping[str, tuple[int, int]] | None
     fifo_fd: int
     console_socket: _socket.socket | None
     passed_fds: int
@@ -118,9 +122,18 @@ def prepare_child(channel: Channel, passed_fds: int, keep: Iterable[int]) -> Non
 def _build(birth: Birth) -> Root:
     """Everything that is done as root: namespaces, mounts, the new root, names, limits of the view."""
     spec = birth.spec
-    with step("unable to join the container's cgroup"):
-        birth.manager.join_self(born_inside=birth.born_inside)
-    identity.set_oom_score(birth.process.oom_score_adj)
+    if not birth.entered:
+        with step("unable to join the container's cgroup"):
+            birth.manager.join_self(born_inside=birth.born_inside)
+        if not spec.is_private("user"):
+            identity.set_oom_score(birth.process.oom_score_adj)
+    if birth.time_offsets is not None:
+        from runc_bin.libcontainer import time_offsets  # the spec's reader has loaded it
+
+        time_offsets.enter(birth.time_offsets)
+    if spec.is_private("user"):
+        birth.channel.expect(Message.MAPPED)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # an ordinary caller had to reach our files in /proc
     for fd, flag in birth.joined:
         if flag != syscalls.CLONE_NEWPID:
             with step("unable to join a namespace"):
@@ -128,9 +141,14 @@ def _build(birth: Birth) -> Root:
         os.close(fd)
     if spec.is_private("cgroup"):
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    root = Root(spec)
+    if "user" in spec.namespaces:
+        root.take_sources()
+        identity.become_root()
+        if spec.is_private("ipc"):
+            syscalls.unshare(syscalls.CLONE_NEWIPC)  # its message queues belong to whoever makes it
     if not birth.no_new_keyring:
         keyring.join(birth.container_id)
-    root = Root(spec)
     root.fill(birth.manager.paths)
     birth.channel.expect(Message.GO)
     root.fill_dev()

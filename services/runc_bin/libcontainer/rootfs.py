@@ -26,6 +26,7 @@ class Root:
             self.fd = self._prepare()
         self._mounter = Mounter(self.fd)
         self._detached_proc: int | None = None
+        self._taken: list[int] = []
 
     def _prepare(self) -> int:
         spec = self._spec
@@ -54,12 +55,25 @@ class Root:
                     raise
                 path = os.path.dirname(path)
 
+    def take_sources(self) -> None:
+        """Take hold of what is to be bound, as the user who asks for it; the container's root may not even
+        get there.
+        """
+        for mount in self._spec.mounts:
+            if mount.kind == "bind" and not mount.options.remount:
+                with step(f'error mounting "{mount.source}" to rootfs at "{mount.destination}"'):
+                    self._taken.append(
+                        m.clone_mount(mount.source, recursive=bool(mount.options.flags & m.MS_REC))
+                    )
+
     def fill(self, cgroup_paths: dict[str, str]) -> None:
         """Make all mounts of the spec."""
         for mount in self._spec.mounts:
             with step(f'error mounting "{mount.source}" to rootfs at "{mount.destination}"'):
                 if mount.options.remount:
                     self._mounter.remount(mount)
+                elif mount.kind == "bind" and self._taken:
+                    self._mounter.put(mount, self._taken.pop(0))
                 elif mount.kind == "bind":
                     self._mounter.bind(mount)
                 elif mount.kind == "cgroup":

@@ -30,6 +30,7 @@ NAMESPACE_FLAGS: dict[str, int] = {
     "ipc": syscalls.CLONE_NEWIPC,
     "uts": syscalls.CLONE_NEWUTS,
     "cgroup": syscalls.CLONE_NEWCGROUP,
+    "time": syscalls.CLONE_NEWTIME,
 }
 HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _DEVICE_TYPES = ("c", "b", "u", "p")
@@ -107,6 +108,7 @@ class Spec(Record):
     personality: int | None
     uid_mappings: tuple[IdMapping, ...]
     gid_mappings: tuple[IdMapping, ...]
+    time_offsets: Mapping[str, tuple[int, int]]  # clock: (seconds, nanoseconds)
     linux: Mapping[str, Any]
 
     def is_private(self, kind: str) -> bool:
@@ -119,8 +121,6 @@ def _read_namespaces(section: Mapping[str, Any]) -> dict[str, Namespace]:
     found: dict[str, Namespace] = {}
     for item in objects(section, "namespaces", "linux."):
         kind = text(item, "type", "linux.namespaces.")
-        if kind == "time":
-            raise NotImplementedHere("time namespaces are not supported")
         if kind not in NAMESPACE_FLAGS:
             raise InvalidArgument(f"namespace {kind!r} does not exist")
         if kind in found:
@@ -255,6 +255,10 @@ def _check_sysctl(name: str, value: str, namespaces: Mapping[str, Namespace]) ->
             if "uts" in namespaces
             else f'sysctl "{name}" is not allowed in the hosts UTS namespace'
         )
+    elif key.startswith("user."):
+        if "user" not in namespaces:
+            raise InvalidArgument(f"setting ucounts without a user namespace not allowed: {name}")
+        wanted = "user"
     else:
         raise InvalidArgument(f'sysctl "{name}" is not in a separate kernel namespace')
     if wanted not in namespaces:
@@ -283,7 +287,7 @@ def _root_path(document: Mapping[str, Any], bundle: str) -> tuple[str, bool]:
 
 
 def _refuse_unbuilt(section: Mapping[str, Any]) -> None:
-    for key in ("intelRdt", "mountLabel", "timeOffsets", "memoryPolicy", "netDevices"):
+    for key in ("intelRdt", "mountLabel", "memoryPolicy", "netDevices"):
         if section.get(key):
             raise NotImplementedHere(f"linux.{key} is not supported")
 
@@ -312,8 +316,19 @@ def read_spec(document: Any, bundle: str) -> Spec:
         raise InvalidArgument("unable to set domainname without a private UTS namespace")
     if "mount" not in namespaces:
         raise InvalidArgument("a container needs a mount namespace")
-    if "user" in namespaces:
-        raise NotImplementedHere("user namespaces are not supported")
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+    if "user" in namespaces or section.get("uidMappings") or section.get("gidMappings"):
+        from runc_bin.libcontainer import id_mappings
+
+        uid_mappings = _read_mappings(section, "uidMappings")
+        gid_mappings = _read_mappings(section, "gidMappings")
+        id_mappings.check_given(uid_mappings, gid_mappings, namespaces.get("user"))
+    offsets: Mapping[str, tuple[int, int]] = {}
+    if "time" in namespaces or section.get("timeOffsets") is not None:
+        from runc_bin.libcontainer import time_offsets
+
+        offsets = time_offsets.read(section, namespaces.get("time"))
     for path in masked + read_only_paths:
         if not path.startswith("/"):
             raise InvalidArgument(f"masked and read-only paths must be absolute, not {path!r}")
@@ -346,8 +361,9 @@ def read_spec(document: Any, bundle: str) -> Spec:
         rootfs_propagation=mount_options.PROPAGATION.get(propagation, 0),
         seccomp=get(section, "seccomp", dict, {}, "linux.") if seccomp else None,
         personality=_PERSONALITIES[domain] if personality else None,
-        uid_mappings=_read_mappings(section, "uidMappings"),
-        gid_mappings=_read_mappings(section, "gidMappings"),
+        uid_mappings=uid_mappings,
+        gid_mappings=gid_mappings,
+        time_offsets=offsets,
         linux=section,
     )
 

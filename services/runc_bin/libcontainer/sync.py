@@ -26,6 +26,18 @@ An exec has the same without hooks, and begins like this:
             ◄──────────────────────────────────   BORN pid
       GO ──────────────────────────────────────►  taken by the process
 
+With a new user namespace init waits for its ids before it touches anything of the container's:
+
+      uid_map, gid_map
+      MAPPED ──────────────────────────────────►  becomes root of the namespace
+
+Where a user namespace is joined, or others beside it, `clone` is this (`passage`):
+
+      clone ───────────────────────────────────►  a process between
+                                                  joins the control group and the namespaces
+                                                  clones init as its own sibling, and ends
+            ◄──────────────────────────────────   BORN pid
+
 Until GO both work at once: what init does then dies with it. The device rules must be whole before it makes
 devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent.
 
@@ -46,6 +58,7 @@ class Message:
     """What a packet says."""
 
     BORN = b"b"
+    MAPPED = b"m"
     GO = b"g"
     HOOKS = b"h"
     DONE = b"d"
