@@ -34,7 +34,6 @@ from shim_svc.shim import ShimOptions, answers, bind
 from shim_svc.signals import on_signals
 from shim_svc.task_facts import as_time
 from shim_svc.title import set_title
-from shim_svc.warmth import warm
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,6 @@ def nursery(flags: Mapping[str, str]) -> int:
         except OSError as error:
             return _fail(f"{path}: {error.strerror}")
     runc_bin.warm()
-    warm()
     return run_nursery(
         listener,
         sockets=flags["sockets"],

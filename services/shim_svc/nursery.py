@@ -27,7 +27,7 @@ from shim_svc.notify import Notifier
 from shim_svc.process import check_identifier
 from shim_svc.shim import ShimOptions, answers, bind, prepare, run_shim
 from shim_svc.template import be_template, pack
-from shim_svc.warmth import fill_gaps
+from shim_svc.warmth import warm
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def run_nursery(
     cgroups = cgroup.delegated()
     cgroup.sweep(cgroups)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    fill_gaps()
+    warm(sockets)
     fork_child(lambda: be_template(theirs, journal, cgroups), keep=(theirs.fileno(), journal.fd))
     theirs.close()
     ours.setblocking(False)

@@ -155,7 +155,7 @@ class Shim:
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until Shutdown, or SIGTERM without a task."""
-        on_signals({signal.SIGTERM: self._terminate, signal.SIGCHLD: self._reaper.reap})
+        stop_signals = on_signals({signal.SIGTERM: self._terminate, signal.SIGCHLD: self._reaper.reap})
         self._reaper.reap()
         server = ttrpc.Server([self._service, self._facts], aliases={V3: V2}, other=self._grpc_protocol)
         await server.serve(listener)
@@ -177,6 +177,7 @@ class Shim:
         for attach_socket in self._attach_sockets.values():
             attach_socket.close()
         remove_file(self._options.socket_path)
+        stop_signals()
 
 
 @dataclass(frozen=True)

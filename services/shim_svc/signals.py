@@ -27,8 +27,10 @@ def ignore_signals() -> None:
         _signal.signal(number, _IGNORE)
 
 
-def on_signals(handlers: Mapping[int, Callable[[], None]]) -> None:
-    """Call the handler of a signal's number on the running loop, from now on. Once per process."""
+def on_signals(handlers: Mapping[int, Callable[[], None]]) -> Callable[[], None]:
+    """Call the handler of a signal's number on the running loop, until what is returned is called: after that
+    the signals do nothing. Once at a time per process.
+    """
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
@@ -37,7 +39,16 @@ def on_signals(handlers: Mapping[int, Callable[[], None]]) -> None:
             if number in handlers:
                 handlers[number]()
 
-    asyncio.get_running_loop().add_reader(read_end, readable)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(read_end, readable)
     for number in handlers:
         _signal.signal(int(number), _nothing)
         _signal.siginterrupt(int(number), False)
+
+    def stop() -> None:
+        loop.remove_reader(read_end)
+        signal.set_wakeup_fd(-1)
+        os.close(read_end)
+        os.close(write_end)
+
+    return stop

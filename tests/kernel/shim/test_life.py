@@ -418,6 +418,30 @@ async def test_what_a_shim_is_made_of(box: Box) -> None:
     assert len(inherited) < 20
 
 
+async def test_the_nursery_rehearses_and_leaves_nothing_of_it(place: Place, box: Box) -> None:
+    """The life that is played before the first fork: what it opened, made and started is gone again."""
+    assert await box.run(["true"]) == 0  # the nursery is up
+    assert "rehearsal" not in place.stderr.read_text()
+    assert not (place.sockets / "r").exists()
+    assert place.nursery is not None
+    pid = place.nursery.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    titles = [Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0] for child in children]
+    assert titles == [b"shim-svc nursery-template"]
+    # stdio, the listener, the template's socket, and the loop's three; a client's connection comes and goes.
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= 9
+
+
+async def test_a_nursery_that_cannot_rehearse_says_so_and_serves() -> None:
+    with a_place() as place:
+        (place.sockets / "r").touch()  # where the rehearsal's folder is to be
+        place.start_nursery()
+        box = Box(place, uuid.uuid4().hex * 2)
+        assert await box.run(["true"]) == 0
+        await box.clean()
+        assert "no rehearsal" in place.stderr.read_text()
+
+
 async def test_facts_wait_for_news(box: Box) -> None:
     box.write(["sleep", "1000"])
     await box.shim()
