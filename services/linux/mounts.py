@@ -171,6 +171,11 @@ def mount_id(fd: int) -> int:
     return int(fields[b"mnt_id"])
 
 
+def on_initial_root() -> bool:
+    """Whether `/` is the file system that the kernel unpacks its initial ramdisk in."""
+    return any(point.target == "/" and point.fstype == "rootfs" for point in mount_table())
+
+
 class MountPoint:
     """One line of /proc/<pid>/mountinfo; see proc_pid_mountinfo(5)."""
 

@@ -99,7 +99,7 @@ def _syscall(name: str, *argtypes: Any, library: ctypes.CDLL = _libc) -> Any:
 
 def _raise(*paths: StrPath) -> None:
     number = ctypes.get_errno()
-    names = [os.fsdecode(path) for path in paths]
+    names = [os.fsdecode(path) for path in paths if path]
     raise OSError(number, os.strerror(number), *names[:1])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from linux import mounts as m
 
-from runc_bin.libcontainer import mount_options, paths
+from runc_bin.libcontainer import mount_options
 from runc_bin.libcontainer.cgroups import hierarchy
 from runc_bin.libcontainer.mount_options import MountOptions
 from runc_bin.libcontainer.mounts import Mounter
@@ -17,41 +17,46 @@ from runc_bin.libcontainer.spec import Mount
 _TMPFS = mount_options.parse(["nosuid", "nodev", "noexec", "mode=755"])
 
 
-def mount(
-    mounter: Mounter, root_fd: int, wanted: Mount, cgroup_paths: Mapping[str, str], *, own_namespace: bool
-) -> None:
+def mount(mounter: Mounter, wanted: Mount, cgroup_paths: Mapping[str, str], *, own_namespace: bool) -> None:
     """Mount what `wanted` asks for. `cgroup_paths` are the container's directories by controller."""
     if hierarchy.unified():
-        _mount_v2(mounter, root_fd, wanted, cgroup_paths, own_namespace=own_namespace)
+        _mount_v2(mounter, wanted, cgroup_paths, own_namespace=own_namespace)
     else:
-        _mount_v1(mounter, root_fd, wanted, cgroup_paths, own_namespace=own_namespace)
+        _mount_v1(mounter, wanted, cgroup_paths, own_namespace=own_namespace)
 
 
 def _mount_v2(
-    mounter: Mounter, root_fd: int, wanted: Mount, cgroup_paths: Mapping[str, str], *, own_namespace: bool
+    mounter: Mounter, wanted: Mount, cgroup_paths: Mapping[str, str], *, own_namespace: bool
 ) -> None:
-    set_, _ = wanted.options.attributes()
+    set_, clear = wanted.options.attributes()
+    target, _ = mounter.directory(wanted)
     try:
-        made = m.new_mount("cgroup2", wanted.source or "cgroup", wanted.options.super_words(), set_)
-    except OSError as error:
-        # In a user namespace without a cgroup namespace only a bind is possible.
-        if error.errno not in (errno.EPERM, errno.EBUSY):
-            raise
-        made = m.clone_mount(cgroup_paths[""] if own_namespace else hierarchy.MOUNT, recursive=True)
-        m.change(made, set_=set_)
-    target = paths.make_directories(root_fd, wanted.destination)
-    try:
+        # Without a cgroup namespace a new mount would change the options of the host's tree (nsdelegate, …).
+        made = _new_v2(wanted, set_) if own_namespace else None
+        if made is None:
+            made = m.clone_mount(cgroup_paths[""] if own_namespace else hierarchy.MOUNT, recursive=True)
+            m.change(made, set_=set_, clear=clear)
         mounter.finish(made, target, wanted.options)
     finally:
         os.close(target)
 
 
+def _new_v2(wanted: Mount, attributes: int) -> int | None:
+    """A new mount of the tree; None where the kernel allows a bind of a part only."""
+    try:
+        return m.new_mount("cgroup2", wanted.source or "cgroup", wanted.options.super_words(), attributes)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EBUSY):
+            raise
+        return None
+
+
 def _mount_v1(
-    mounter: Mounter, root_fd: int, wanted: Mount, cgroup_paths: Mapping[str, str], *, own_namespace: bool
+    mounter: Mounter, wanted: Mount, cgroup_paths: Mapping[str, str], *, own_namespace: bool
 ) -> None:
     base = m.new_mount("tmpfs", "tmpfs", _TMPFS.data, _TMPFS.attributes()[0])
     try:
-        target = paths.make_directories(root_fd, wanted.destination)
+        target, _ = mounter.directory(wanted)
         try:
             mounter.finish(base, target, MountOptions(propagation=wanted.options.propagation), keep=True)
         finally:
@@ -61,8 +66,10 @@ def _mount_v1(
             name = os.path.basename(point)
             if name not in done:
                 done.add(name)
+                # A hierarchy without a cgroup of the container shows what is not its: it stays away.
                 directory = None if own_namespace else cgroup_paths.get(controller)
-                _mount_controller(mounter, base, name, controller, wanted.options, directory)
+                if own_namespace or directory is not None:
+                    _mount_controller(mounter, base, name, controller, wanted.options, directory)
             if name != controller.removeprefix("name="):
                 os.symlink(name, controller.removeprefix("name="), dir_fd=base)
     finally:

@@ -174,6 +174,7 @@ def _build(birth: Birth) -> Root:
     sysctls.write(proc, spec.sysctl)
     masks.make_read_only(root.fd, spec.readonly_paths)
     masks.mask(root.fd, spec.masked_paths)
+    root.seal()
     return root
 
 

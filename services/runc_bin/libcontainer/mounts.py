@@ -66,9 +66,8 @@ class Mounter:
     def new(self, mount: Mount) -> None:
         """Mount a new file system."""
         options = mount.options
-        target, existed = self._directory(mount)
+        target, existed = self.directory(mount)
         try:
-            self._check_proc(mount, target)
             words = list(options.data)
             has_mode = any(key == "mode" for key, _ in words)
             if mount.kind == "tmpfs" and existed and not has_mode:
@@ -133,10 +132,9 @@ class Mounter:
         target = -1
         try:
             if paths.is_directory(made):
-                target, _ = self._directory(mount)
+                target, _ = self.directory(mount, made)
             else:
-                target = self._file(mount)
-            self._check_proc(mount, target, made)
+                target = self._file(mount, made)
             self._set_attributes(made, mount.options, mount.source)
         except BaseException:
             os.close(made)
@@ -188,8 +186,11 @@ class Mounter:
         except PermissionError as error:
             raise _locked(error, fd, set_, clear, name) from None
 
-    def _directory(self, mount: Mount) -> tuple[int, bool]:
-        """The directory to mount on, and whether it was there before."""
+    def directory(self, mount: Mount, source: int | None = None) -> tuple[int, bool]:
+        """A descriptor of the directory to mount (a bind of `source`) on, and whether it was there before.
+
+        InvalidArgument where nothing may be mounted.
+        """
         # Nothing of the image may decide where these are: CVE-2019-19921, CVE-2023-27561.
         no_links = mount.kind in ("proc", "sysfs") or os.path.normpath(mount.destination) == "/dev"
         existed = True
@@ -207,16 +208,18 @@ class Mounter:
         if paths.same_object(target, self._root):
             os.close(target)
             raise InvalidArgument(f"mountpoint {mount.destination!r} is on the top of rootfs")
+        self._check_proc(mount, target, source)
         return target, existed
 
-    def _file(self, mount: Mount) -> int:
+    def _file(self, mount: Mount, source: int) -> int:
         target = paths.make_file(self._root, mount.destination)
         if paths.is_directory(target):
             os.close(target)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self._check_proc(mount, target, source)
         return target
 
-    def _check_proc(self, mount: Mount, target: int, source: int | None = None) -> None:
+    def _check_proc(self, mount: Mount, target: int, source: int | None) -> None:
         """Refuse what would put something else in the place of (a part of) the container's /proc."""
         clean = os.path.normpath(mount.destination)
         inside = clean.startswith("/proc/")

@@ -78,7 +78,7 @@ class Root:
                     self._mounter.bind(mount)
                 elif mount.kind == "cgroup":
                     own = "cgroup" in self._spec.namespaces
-                    cgroup_mount.mount(self._mounter, self.fd, mount, cgroup_paths, own_namespace=own)
+                    cgroup_mount.mount(self._mounter, mount, cgroup_paths, own_namespace=own)
                 else:
                     self._mounter.new(mount)
 
@@ -105,9 +105,8 @@ class Root:
                 self._move()
             else:
                 self._pivot()
-        propagation = self._spec.rootfs_propagation
-        if propagation and not propagation & (m.MS_PRIVATE | m.MS_SLAVE):
-            m.change(self.fd, propagation=propagation & ~m.MS_REC, recursive=bool(propagation & m.MS_REC))
+        if self._spec.rootfs_propagation & m.MS_SHARED:
+            self._propagate()
         if devices.wants_devices(self._spec):
             devices.reopen_null(self.fd)
 
@@ -115,7 +114,14 @@ class Root:
         old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fchdir(self.fd)
-            syscalls.pivot_root(".", ".")
+            try:
+                syscalls.pivot_root(".", ".")
+            except OSError as error:
+                if error.errno != errno.EINVAL or not m.on_initial_root():
+                    raise
+                # The kernel never takes its first root, an initial ramdisk, away: pivot_root(2).
+                self._move()
+                return
             # The old root lies on top of the new one now. It becomes a slave so that taking it away stays
             # ours.
             os.fchdir(old)
@@ -126,7 +132,7 @@ class Root:
         os.chdir("/")
 
     def _move(self) -> None:
-        """Without pivot_root (a root on the initial ramdisk): move the mount over `/`.
+        """Without pivot_root: move the mount over `/`.
 
         The host's own /proc and /sys stay reachable in the namespace unless they are taken away first.
         """
@@ -145,9 +151,19 @@ class Root:
                     raise
                 syscalls.mount("tmpfs", mount.target, "tmpfs", 0)
         os.fchdir(self.fd)
-        syscalls.mount(self._spec.rootfs, "/", "", m.MS_MOVE)
+        syscalls.move_mount(self.fd, "", syscalls.AT_FDCWD, "/", m.MOVE_MOUNT_F_EMPTY_PATH)
         os.chroot(".")
         os.chdir("/")
+
+    def _propagate(self) -> None:
+        """Give the new root the propagation of the spec. Private and slave are what it was born as."""
+        propagation = self._spec.rootfs_propagation
+        m.change(self.fd, propagation=propagation & ~m.MS_REC, recursive=bool(propagation & m.MS_REC))
+
+    def seal(self) -> None:
+        """What comes after the last mount: from unbindable ones nothing could be bound any more."""
+        if self._spec.rootfs_propagation & m.MS_UNBINDABLE:
+            self._propagate()
 
     def finish(self) -> None:
         """Turn read-only what the spec wants so."""
