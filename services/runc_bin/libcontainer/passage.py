@@ -81,7 +81,7 @@ def _clone_through(
     if got is None:
         raise Internal("the process that was to join the namespaces has died")
     message, text = got
-    if message is not Message.BORN:
+    if message != Message.BORN:
         raise Internal(text)
     return int(text)
 
