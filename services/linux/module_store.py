@@ -22,9 +22,9 @@ Index = dict[str, tuple[bool, str, int, int, int, int]]
 class StoredModules:
     """A finder and loader (importlib.abc) over one store."""
 
-    def __init__(self, index: Index, code: bytes) -> None:
+    def __init__(self, index: Index, code: memoryview) -> None:
         self._index = index
-        self._code = memoryview(code)
+        self._code = code
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """The spec of a stored module whose source is unchanged, else None."""
@@ -55,6 +55,6 @@ class StoredModules:
         exec(code, module.__dict__)
 
 
-def install(index: Index, code: bytes) -> None:
+def install(index: Index, code: memoryview) -> None:
     """Look into the store before anywhere else."""
     sys.meta_path.insert(0, StoredModules(index, code))

@@ -64,7 +64,8 @@ def _write(path: str, paths: list[str], modules: list[tuple[str, bool, str]]) ->
         code += compiled
     reader = _compile(module_store.__file__, own=True)
     with open(path, "wb") as store:
-        store.write(MAGIC_NUMBER + marshal.dumps((reader, index, bytes(code))))
+        head = marshal.dumps((reader, index))
+        store.write(MAGIC_NUMBER + len(head).to_bytes(4, "little") + head + code)
 
 
 def start_lines(path: str) -> str:
@@ -74,13 +75,13 @@ def start_lines(path: str) -> str:
         "try:\n"
         "    import marshal\n"
         f"    with open({path!r}, 'rb') as store:\n"
-        "        data = store.read()\n"
-        f"    if data[:{len(MAGIC_NUMBER)}] == {MAGIC_NUMBER!r}"
-        " == __import__('_frozen_importlib_external').MAGIC_NUMBER:\n"
-        f"        reader, index, code = marshal.loads(memoryview(data)[{len(MAGIC_NUMBER)}:])\n"
+        "        data = memoryview(store.read())\n"
+        f"    if data[:4] == {MAGIC_NUMBER!r} == __import__('_frozen_importlib_external').MAGIC_NUMBER:\n"
+        "        end = 8 + int.from_bytes(data[4:8], 'little')\n"
+        "        reader, index = marshal.loads(data[8:end])\n"
         "        scope = {'__name__': 'linux.module_store'}\n"
         "        exec(reader, scope)\n"
-        "        scope['install'](index, code)\n"
+        "        scope['install'](index, data[end:])\n"
         "except (OSError, EOFError, ValueError, TypeError):\n"
         "    pass\n"
     )
