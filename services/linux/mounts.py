@@ -59,6 +59,7 @@ MOUNT_ATTR_RELATIME = 0x0
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 FSCONFIG_SET_FLAG = 0
@@ -157,6 +158,12 @@ def change(
     """Change attributes (MOUNT_ATTR_*) or propagation (MS_SHARED, …) of the mount behind a descriptor."""
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     mount_setattr(mount_fd, "", flags, set_=set_, clear=clear, propagation=propagation)
+
+
+def map_ids(mount_fd: int, user_namespace: int, *, recursive: bool) -> None:
+    """Show a detached mount's (with `recursive`, the tree's) owners as a user namespace maps them."""
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    mount_setattr(mount_fd, "", flags, set_=MOUNT_ATTR_IDMAP, userns=user_namespace)
 
 
 def remount(mount_fd: int, flags: int, data: str) -> None:

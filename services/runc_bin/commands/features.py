@@ -29,7 +29,7 @@ def run(_context: Context, _log: Log) -> int:
             "apparmor": {"enabled": True},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
         },
     }
     emit(render_indented(document, 4) + "\n")

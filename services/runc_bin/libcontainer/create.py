@@ -81,6 +81,10 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         from runc_bin.libcontainer import id_mappings
 
         maps = id_mappings.settle(spec)
+    if spec.takes_sources:
+        from runc_bin.libcontainer import bind_sources
+
+        bind_sources.check(spec)
     manager = cgroups.manager_for(spec.linux, container_id)
     program = None
     if spec.seccomp:
@@ -261,6 +265,10 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
             ready = True
             with contextlib.suppress(BrokenPipeError):
                 channel.send(Message.DONE)
+        elif message == Message.SOURCES:
+            from runc_bin.libcontainer import bind_sources
+
+            bind_sources.serve(channel, record.init_process_pid, spec, text)
         elif message == Message.HOOKS:
             seen = state.oci_state(record, "creating", record.init_process_pid)
             for kind in ("prestart", "createRuntime"):

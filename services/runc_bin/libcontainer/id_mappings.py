@@ -60,17 +60,22 @@ def check_given(uids: Ranges, gids: Ranges, namespace: Namespace | None) -> None
         raise InvalidArgument(
             "user namespaces enabled, but no namespace path to join nor mappings to apply specified"
         )
-    for ranges, field in ((uids, "linux.uidMappings"), (gids, "linux.gidMappings")):
-        if len(ranges) > _MOST_RANGES:
-            raise InvalidArgument(f"{field} must not hold more than {_MOST_RANGES} ranges")
-        for side in ("container_id", "host_id"):
-            end = 0
-            for first, size in sorted((getattr(item, side), item.size) for item in ranges):
-                if first < end:
-                    raise InvalidArgument(f"{field}: ranges overlap at {first}")
-                end = first + size
-                if end > _IDS:
-                    raise InvalidArgument(f"{field}: a range ends beyond the largest id")
+    check_ranges(uids, "linux.uidMappings")
+    check_ranges(gids, "linux.gidMappings")
+
+
+def check_ranges(ranges: Ranges, field: str) -> None:
+    """Refuse a mapping that the kernel would not take; InvalidArgument naming the `field`."""
+    if len(ranges) > _MOST_RANGES:
+        raise InvalidArgument(f"{field} must not hold more than {_MOST_RANGES} ranges")
+    for side in ("container_id", "host_id"):
+        end = 0
+        for first, size in sorted((getattr(item, side), item.size) for item in ranges):
+            if first < end:
+                raise InvalidArgument(f"{field}: ranges overlap at {first}")
+            end = first + size
+            if end > _IDS:
+                raise InvalidArgument(f"{field}: a range ends beyond the largest id")
 
 
 def settle(spec: Spec) -> Maps:

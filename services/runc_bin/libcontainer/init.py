@@ -142,15 +142,16 @@ def _build(birth: Birth) -> Root:
     if spec.is_private("cgroup"):
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     root = Root(spec)
+    may_go = spec.takes_sources and root.take_sources(birth.channel)
     if "user" in spec.namespaces:
-        root.take_sources()
         identity.become_root()
         if spec.is_private("ipc"):
             syscalls.unshare(syscalls.CLONE_NEWIPC)  # its message queues belong to whoever makes it
     if not birth.no_new_keyring:
         keyring.join(birth.container_id)
     root.fill(birth.manager.paths)
-    birth.channel.expect(Message.GO)
+    if not may_go:
+        birth.channel.expect(Message.GO)
     root.fill_dev()
     proc = root.proc()
     _run_hooks_outside(birth)

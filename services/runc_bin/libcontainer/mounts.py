@@ -16,7 +16,6 @@ from linux import mounts as m
 from linux import syscalls
 
 from runc_bin.libcontainer import paths
-from runc_bin.libcontainer.copy_up import copy_up
 from runc_bin.libcontainer.mount_options import MountOptions, data_text
 from runc_bin.libcontainer.spec import Mount
 
@@ -76,6 +75,8 @@ class Mounter:
             made = self._make(mount, words, late=late)
             is_proc = mount.kind == "proc" and os.path.normpath(mount.destination) == "/proc"
             if options.copy_up:
+                from runc_bin.libcontainer.copy_up import copy_up  # the spec's reader has loaded it
+
                 copy_up(target, made, keep_mode=has_mode)
             self.finish(made, target, options, keep=late or is_proc)
             if late:
@@ -121,14 +122,8 @@ class Mounter:
             if not keep:
                 os.close(target)
 
-    def bind(self, mount: Mount) -> None:
-        """Mount an existing file or tree."""
-        options = mount.options
-        made = m.clone_mount(mount.source, recursive=bool(options.flags & m.MS_REC))
-        self.put(mount, made)
-
-    def put(self, mount: Mount, made: int) -> None:
-        """Attach `made`, a detached copy of the source of a bind, and close it."""
+    def bind(self, mount: Mount, made: int) -> None:
+        """Mount an existing file or tree: `made`, a detached copy of the source, which is closed."""
         target = -1
         try:
             if paths.is_directory(made):
@@ -240,6 +235,11 @@ class Mounter:
                 os.close(proc)
         if inside and clean not in _PROC_FILES:
             raise InvalidArgument(f'"{mount.destination}" cannot be mounted because it is inside /proc')
+
+
+def clone_source(mount: Mount) -> int:
+    """A detached copy of the source of a bind."""
+    return m.clone_mount(mount.source, recursive=bool(mount.options.flags & m.MS_REC))
 
 
 def _is_late(mount: Mount) -> bool:

@@ -11,10 +11,11 @@ import os
 from linux import mounts as m
 from linux import syscalls
 
-from runc_bin.libcontainer import cgroup_mount, devices
+from runc_bin.libcontainer import cgroup_mount, devices, mounts
 from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.mounts import Mounter
 from runc_bin.libcontainer.spec import Spec
+from runc_bin.libcontainer.sync import Channel, Message
 
 
 class Root:
@@ -26,7 +27,7 @@ class Root:
             self.fd = self._prepare()
         self._mounter = Mounter(self.fd)
         self._detached_proc: int | None = None
-        self._taken: list[int] = []
+        self._taken: dict[int, int] = {}  # number of a mount: a detached copy of its source
 
     def _prepare(self) -> int:
         spec = self._spec
@@ -55,27 +56,42 @@ class Root:
                     raise
                 path = os.path.dirname(path)
 
-    def take_sources(self) -> None:
-        """Take hold of what is to be bound, as the user who asks for it; the container's root may not even
-        get there.
+    def take_sources(self, channel: Channel) -> bool:
+        """Take hold of what is to be bound where that cannot wait: in a user namespace, as the user who asks
+        for it, since the container's root may not even get there. What is not to be had so, and what is to
+        have its ids mapped, the parent is asked for, once it has said GO.
+
+        Returns whether GO was heard.
         """
-        for mount in self._spec.mounts:
-            if mount.kind == "bind" and not mount.options.remount:
+        missing: list[int] = []
+        for number, mount in enumerate(self._spec.mounts):
+            if mount.kind != "bind" or mount.options.remount:
+                continue
+            if mount.options.id_map:
+                missing.append(number)
+            elif "user" in self._spec.namespaces:
                 with step(f'error mounting "{mount.source}" to rootfs at "{mount.destination}"'):
-                    self._taken.append(
-                        m.clone_mount(mount.source, recursive=bool(mount.options.flags & m.MS_REC))
-                    )
+                    try:
+                        self._taken[number] = mounts.clone_source(mount)
+                    except PermissionError:
+                        missing.append(number)
+        if not missing:
+            return False
+        from runc_bin.libcontainer import bind_sources  # `create` has loaded it
+
+        channel.expect(Message.GO)
+        self._taken.update(bind_sources.ask(channel, missing))
+        return True
 
     def fill(self, cgroup_paths: dict[str, str]) -> None:
         """Make all mounts of the spec."""
-        for mount in self._spec.mounts:
+        for number, mount in enumerate(self._spec.mounts):
             with step(f'error mounting "{mount.source}" to rootfs at "{mount.destination}"'):
                 if mount.options.remount:
                     self._mounter.remount(mount)
-                elif mount.kind == "bind" and self._taken:
-                    self._mounter.put(mount, self._taken.pop(0))
                 elif mount.kind == "bind":
-                    self._mounter.bind(mount)
+                    taken = self._taken.pop(number, None)
+                    self._mounter.bind(mount, mounts.clone_source(mount) if taken is None else taken)
                 elif mount.kind == "cgroup":
                     own = "cgroup" in self._spec.namespaces
                     cgroup_mount.mount(self._mounter, mount, cgroup_paths, own_namespace=own)

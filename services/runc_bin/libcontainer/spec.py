@@ -49,12 +49,17 @@ class Namespace(Record):
 
 
 class Mount(Record):
-    """One entry of `mounts`; `source` is absolute for a bind."""
+    """One entry of `mounts`; `source` is absolute for a bind.
+
+    The mappings are those of an id-mapped mount; without any it has those of the container.
+    """
 
     destination: str
     kind: str
     source: str
     options: MountOptions
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
 
 
 class Device(Record):
@@ -111,6 +116,11 @@ class Spec(Record):
     time_offsets: Mapping[str, tuple[int, int]]  # clock: (seconds, nanoseconds)
     linux: Mapping[str, Any]
 
+    @property
+    def takes_sources(self) -> bool:
+        """Whether sources of binds are taken before the mounts are made: see `Root.take_sources`."""
+        return "user" in self.namespaces or any(mount.options.id_map for mount in self.mounts)
+
     def is_private(self, kind: str) -> bool:
         """Whether the container gets a namespace of that kind of its own."""
         namespace = self.namespaces.get(kind)
@@ -132,16 +142,12 @@ def _read_namespaces(section: Mapping[str, Any]) -> dict[str, Namespace]:
     return found
 
 
-def _read_mount(item: Mapping[str, Any], bundle: str) -> Mount:
+def _read_mount(item: Mapping[str, Any], bundle: str, namespaces: Mapping[str, Namespace]) -> Mount:
     w = "mounts."
     destination = text(item, "destination", w)
     if not destination:
         raise InvalidArgument("mounts.destination must not be empty")
-    if item.get("uidMappings") or item.get("gidMappings"):
-        raise NotImplementedHere(f"id-mapped mounts are not supported ({destination})")
     words = strings(item, "options", w)
-    if "idmap" in words or "ridmap" in words:
-        raise NotImplementedHere(f"id-mapped mounts are not supported ({destination})")
     options = mount_options.parse(words)
     kind = text(item, "type", w)
     source = text(item, "source", w)
@@ -155,10 +161,35 @@ def _read_mount(item: Mapping[str, Any], bundle: str) -> Mount:
             )
         if not source and not options.remount:
             raise InvalidArgument(f"mounts: a bind needs a source ({destination})")
-        source = os.path.normpath(os.path.join(bundle, source))
+        source = os.path.join(bundle, source) if source else ""
     elif not kind and not options.remount:
         raise InvalidArgument(f"mounts: neither a type nor a bind ({destination})")
-    return Mount("/" + destination.lstrip("/"), kind, source, options)
+    if options.copy_up:
+        from runc_bin.libcontainer import copy_up  # noqa: F401 - later nothing is loaded any more
+    mount = Mount("/" + destination.lstrip("/"), kind, source, options)
+    if options.id_map or item.get("uidMappings") or item.get("gidMappings"):
+        return _read_id_mapped(mount, item, namespaces)
+    return mount
+
+
+def _read_id_mapped(mount: Mount, item: Mapping[str, Any], namespaces: Mapping[str, Namespace]) -> Mount:
+    from runc_bin.libcontainer import id_mappings
+
+    where = f"({mount.destination})"
+    if mount.kind != "bind" or mount.options.remount:
+        raise InvalidArgument(f"id-mapped mounts are only supported for bind-mounts {where}")
+    uids = _read_mappings(item, "uidMappings", "mounts.")
+    gids = _read_mappings(item, "gidMappings", "mounts.")
+    if bool(uids) != bool(gids):
+        raise InvalidArgument(f"mounts.uidMappings and mounts.gidMappings must be given together {where}")
+    if not uids and "user" not in namespaces:
+        raise InvalidArgument(
+            f"an id-mapped mount needs mounts.uidMappings and mounts.gidMappings, or a user namespace {where}"
+        )
+    id_mappings.check_ranges(uids, "mounts.uidMappings")
+    id_mappings.check_ranges(gids, "mounts.gidMappings")
+    options = mount.options if mount.options.id_map else mount.options.replace(id_map="idmap")
+    return mount.replace(options=options, uid_mappings=uids, gid_mappings=gids)
 
 
 def _read_device(item: Mapping[str, Any]) -> Device:
@@ -215,15 +246,15 @@ def _read_hooks(document: Mapping[str, Any]) -> dict[str, tuple[Hook, ...]]:
     return found
 
 
-def _read_mappings(section: Mapping[str, Any], key: str) -> tuple[IdMapping, ...]:
-    w = f"linux.{key}."
+def _read_mappings(section: Mapping[str, Any], key: str, where: str = "linux.") -> tuple[IdMapping, ...]:
+    w = f"{where}{key}."
     return tuple(
         IdMapping(
             number(item, "containerID", w, 0, 0xFFFFFFFF),
             number(item, "hostID", w, 0, 0xFFFFFFFF),
             number(item, "size", w, 1, 0xFFFFFFFF),
         )
-        for item in objects(section, key, "linux.")
+        for item in objects(section, key, where)
     )
 
 
@@ -340,7 +371,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
     if personality and (domain not in _PERSONALITIES or personality.get("flags")):
         raise InvalidArgument(f"invalid personality {domain!r}")
     process = get(document, "process", dict, {}, "")
-    mounts = tuple(_read_mount(item, bundle) for item in objects(document, "mounts", ""))
+    mounts = tuple(_read_mount(item, bundle, namespaces) for item in objects(document, "mounts", ""))
     sysctl = string_map(section, "sysctl", "linux.")
     seccomp = section.get("seccomp")
     return Spec(

@@ -38,6 +38,8 @@ Where a user namespace is joined, or others beside it, `clone` is this (`passage
                                                   clones init as its own sibling, and ends
             ◄──────────────────────────────────   BORN pid
 
+What init may ask for after GO, before it makes its mounts, is drawn in `bind_sources`.
+
 Until GO both work at once: what init does then dies with it. The device rules must be whole before it makes
 devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent.
 
@@ -50,6 +52,7 @@ from __future__ import annotations
 import _socket
 
 from errdefs import Internal
+from linux.fds import receive_fds, send_fds
 
 _LARGEST = 1 << 16
 
@@ -60,6 +63,7 @@ class Message:
     BORN = b"b"
     MAPPED = b"m"
     GO = b"g"
+    SOURCES = b"s"
     HOOKS = b"h"
     DONE = b"d"
     READY = b"r"
@@ -93,6 +97,15 @@ class Channel:
         if not packet:
             return None
         return packet[:1], packet[1:].decode(errors="surrogateescape")
+
+    def send_descriptor(self, message: bytes, text: str, fd: int) -> None:
+        """Send one packet with a descriptor."""
+        send_fds(self._sock, message + text.encode(), [fd])
+
+    def receive_descriptor(self) -> tuple[bytes, str, int | None]:
+        """The next packet and the descriptor that came along; empty at the end of the stream."""
+        packet, found = receive_fds(self._sock, _LARGEST, 1)
+        return packet[:1], packet[1:].decode(errors="surrogateescape"), found[0] if found else None
 
     def expect(self, message: bytes) -> None:
         """Wait for one packet that must be `message`; `Internal` otherwise."""

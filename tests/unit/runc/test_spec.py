@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from errdefs import BuoyError, InvalidArgument, NotFound, NotImplementedHere
+from errdefs import BuoyError, FailedPrecondition, InvalidArgument, NotFound, NotImplementedHere
 from linux import mounts as m
-from runc_bin.libcontainer import mount_options, spec, spec_document
+from runc_bin.libcontainer import bind_sources, mount_options, spec, spec_document
 
 
 @pytest.fixture
@@ -44,6 +45,13 @@ def change(document: dict[str, Any], path: str, value: Any) -> None:
 
 def _bind(option: str) -> dict[str, Any]:
     return {"destination": "/x", "type": "bind", "source": "/y", "options": [option]}
+
+
+def _ids(*ranges: tuple[int, int, int]) -> list[dict[str, int]]:
+    return [
+        {"containerID": inside, "hostID": outside, "size": size}
+        for inside, outside, size in ranges or ((0, 1000, 10),)
+    ]
 
 
 def _device(**more: Any) -> dict[str, Any]:
@@ -98,7 +106,13 @@ BAD: list[tuple[str, Any, type[BuoyError], str]] = [
     ("mounts", [{"type": "tmpfs"}], InvalidArgument, "destination"),
     ("mounts", [{"destination": "/x", "options": ["bind"]}], InvalidArgument, "needs a source"),
     ("mounts", [_bind("size=1")], InvalidArgument, "filesystem-specific"),
-    ("mounts", [_bind("idmap")], NotImplementedHere, "id-mapped"),
+    ("mounts", [_bind("idmap")], InvalidArgument, "needs mounts.uidMappings and"),
+    ("mounts", [{"destination": "/", "type": "tmpfs", "options": ["ridmap"]}], InvalidArgument, "bind-"),
+    ("mounts", [{**_bind("bind"), "uidMappings": _ids()}], InvalidArgument, "must be given together"),
+    ("mounts", [{**_bind("idmap"), "uidMappings": _ids((0, 1, 0)), "gidMappings": _ids()}], InvalidArgument,
+     "mounts.uidMappings.size"),
+    ("mounts", [{**_bind("idmap"), "uidMappings": _ids(), "gidMappings": _ids((0, 1, 5), (4, 9, 5))}],
+     InvalidArgument, "mounts.gidMappings: ranges overlap at 4"),
     ("hooks", {"prestart": [{"path": "x"}]}, InvalidArgument, "must be absolute"),
     ("hooks", {"poststop": [{"path": "/x", "timeout": 0}]}, InvalidArgument, "timeout"),
 ]  # fmt: skip
@@ -117,6 +131,25 @@ def test_a_relative_bind_starts_from_the_bundle(document: dict[str, Any], tmp_pa
     document["mounts"] = [{"destination": "x", "source": "data", "options": ["rbind", "ro"]}]
     (mount,) = read(document, tmp_path).mounts
     assert (mount.destination, mount.source, mount.kind) == ("/x", str(tmp_path / "data"), "bind")
+
+
+def test_id_mapped_mounts(document: dict[str, Any], tmp_path: Path) -> None:
+    maps = {"uidMappings": _ids(), "gidMappings": _ids((0, 5, 1), (7, 9, 2))}
+    document["mounts"] = [{**_bind("rbind"), **maps}, {**_bind("ridmap"), **maps}, _bind("bind")]
+    one, two, three = read(document, tmp_path).mounts
+    assert [mount.options.id_map for mount in (one, two, three)] == ["idmap", "ridmap", ""]
+    assert one.gid_mappings == two.gid_mappings == (spec.IdMapping(0, 5, 1), spec.IdMapping(7, 9, 2))
+
+
+def test_an_ordinary_user_maps_no_ids(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document["mounts"] = [{**_bind("idmap"), "uidMappings": _ids(), "gidMappings": _ids()}]
+    made = read(document, tmp_path)
+    assert made.takes_sources
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(FailedPrecondition, match=r"not supported for rootless containers \(/x\)"):
+        bind_sources.check(made)
 
 
 def test_sysctl_names_with_slashes(document: dict[str, Any], tmp_path: Path) -> None:
