@@ -173,6 +173,11 @@ def test_cpuset_is_inherited_through_empty_parents(cgroup_name: str) -> None:
     assert value(manager, "cpuset", "cpuset.mems")
 
 
+def test_a_cpuset_is_set_below_empty_parents(cgroup_name: str) -> None:
+    manager = made(f"{cgroup_name}/deeper", cpu={"cpus": "0", "mems": "0"})
+    assert value(manager, "cpuset", "cpuset.cpus") == value(manager, "cpuset", "cpuset.mems") == "0"
+
+
 def test_devices_are_closed_and_opened(cgroup_name: str, start: Start) -> None:
     manager = made(cgroup_name)
     manager.apply({"devices": [DENY_ALL]})

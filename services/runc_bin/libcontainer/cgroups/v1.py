@@ -218,14 +218,12 @@ class ManagerV1(Manager):
     def _prepare_cpuset(self, directory: str, *, new: bool) -> None:
         """A cpuset takes no process before it has cpus and mems: what the spec wants, else the parent's."""
         cpu = section(self._resources, "cpu")
-        _set_cpuset(directory, cpu)
-        missing = [
-            name
-            for name in ("cpus", "mems")
-            if not text(cpu, name) and (new or not files.read(f"{directory}/cpuset.{name}").strip())
-        ]
-        for name in missing:
-            _inherit_cpuset(directory, name)
+        for name in ("cpus", "mems"):
+            path = f"{directory}/cpuset.{name}"
+            wanted = text(cpu, name)
+            if wanted or new or not files.read(path).strip():
+                inherited = _filled_cpuset(os.path.dirname(directory), name)
+                set_value(path, wanted or inherited)
 
     def _set_limits(self, resources: Resources, *, live: bool) -> None:
         if beside := self._beside(resources):
@@ -405,9 +403,11 @@ def _set_cpuset(directory: str, cpu: Resources) -> None:
             set_value(f"{directory}/cpuset.{name}", value)
 
 
-def _inherit_cpuset(directory: str, name: str) -> str:
-    """Give an empty cpuset the `name` (cpus or mems) of the nearest ancestor that has any; returns it."""
-    parent = os.path.dirname(directory)
-    value = files.read(f"{parent}/cpuset.{name}").strip() or _inherit_cpuset(parent, name)
-    set_value(f"{directory}/cpuset.{name}", value)
+def _filled_cpuset(directory: str, name: str) -> str:
+    """The `name` (cpus or mems) of a cpuset; an empty one first gets its nearest ancestor's."""
+    path = f"{directory}/cpuset.{name}"
+    value = files.read(path).strip()
+    if not value:
+        value = _filled_cpuset(os.path.dirname(directory), name)
+        set_value(path, value)
     return value
