@@ -110,11 +110,13 @@ class Client:
                 break
             entries = self._cursor.read()
             if entries is None:
+                # What comes from now on is sent as it comes.
+                assert self._log is not None
+                rest = self._cursor.rest()
                 self._cursor.close()
                 self._cursor = None
-                assert self._log is not None
-                for stream in STREAMS:
-                    self._put(stream, self._log.unfinished(stream))
+                for stream, data in [*rest, *((name, self._log.unfinished(name)) for name in STREAMS)]:
+                    self._put(stream, data)
                 if not self._attach.stream:
                     self._finishing = True
                 continue
@@ -256,8 +258,7 @@ class _Stream:
         self._name = name
 
     def write(self, data: bytes) -> bool:
-        self._owner._output(self._name, data)
-        return True
+        return self._owner._output(self._name, data)
 
     def close(self) -> None:
         self._owner._output_ended(self._name)
@@ -277,10 +278,18 @@ class Attachments:
         self._seen: set[str] = set()
         self._input: Input | None = None
         self._over = False
+        self._resume: list[Callable[[], None]] = []
+        if log_file is not None:
+            log_file.writer.on_room = self._room
 
-    def sink(self, stream: str) -> _Stream:
-        """Where the process's output stream goes."""
+    def sink(self, stream: str, resume: Callable[[], None]) -> _Stream:
+        """Where the process's output stream goes. resume: called when it may go on after a pause."""
+        self._resume.append(resume)
         return _Stream(self, stream)
+
+    def _room(self) -> None:
+        for resume in self._resume:
+            resume()
 
     def add(self, attach: Attach, sock: socket.socket) -> None:
         """Take over a client. One whose attach_id is known is acknowledged, and its second descriptor closed.
@@ -294,7 +303,7 @@ class Attachments:
             parse_keys(attach.detach_keys)
         if attach.attach_id:
             self._seen.add(attach.attach_id)
-        cursor = LogCursor(self._log) if attach.logs and self._log is not None else None
+        cursor = LogCursor(self._log.writer) if attach.logs and self._log is not None else None
         client = Client(
             attach,
             sock,
@@ -323,11 +332,11 @@ class Attachments:
             for client in list(self._clients):
                 client.begin_input(target)
 
-    def _output(self, stream: str, data: bytes) -> None:
-        if self._log is not None:
-            self._log.write(stream, data)
+    def _output(self, stream: str, data: bytes) -> bool:
+        room = self._log is None or self._log.write(stream, data)
         for client in list(self._clients):
             client.send(stream, data)
+        return room
 
     def _output_ended(self, stream: str) -> None:
         if self._log is not None:

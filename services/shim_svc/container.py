@@ -15,19 +15,19 @@ from contextlib import ExitStack
 
 import errdefs
 from linux.crashpoints import crashpoint
-from pb.containerd.runc.v1 import Options
 from pb.containerd.task.v2 import CreateTaskRequest, ExecProcessRequest
 
 from shim_svc import exit_record, mounts
 from shim_svc.attach import Attachments
 from shim_svc.bundle import Spec, TaskState, read_spec, remove_file, write_file, write_state
+from shim_svc.disk_writer import DiskWriter
 from shim_svc.exit_record import ExitRecord
 from shim_svc.facts import Facts
-from shim_svc.logs import JsonFileLog
+from shim_svc.logs import JsonFileLog, open_log
 from shim_svc.oom import OomWatch
 from shim_svc.process import Process, Status, check_identifier
 from shim_svc.reaper import Exit, Reaper
-from shim_svc.runtime import Runtime, read_pid
+from shim_svc.runtime import Runtime, options_of, read_pid
 from shim_svc.stdio import ProcessIO, Stdio
 from shim_svc.task_facts import TaskFacts
 
@@ -35,14 +35,7 @@ log = logging.getLogger(__name__)
 
 _STDIO_WAIT = 2.0  # seconds that output may outlive its process, as Docker waits
 _EXECS_WAIT = 10.0  # seconds that execs may outlive init
-
-
-def _options_of(request: CreateTaskRequest) -> Options:
-    if request.options is None or not request.options.value:
-        return Options()
-    if request.options.type_url.rpartition("/")[2] != "containerd.runc.v1.Options":
-        raise errdefs.InvalidArgument(f"unknown options {request.options.type_url!r}")
-    return Options.parse(request.options.value)
+_DISK_WAIT = 5.0  # seconds that a Delete waits for the last lines to be written
 
 
 class Container:
@@ -75,7 +68,7 @@ class Container:
         self._reaper = reaper
         self._facts = TaskFacts(facts, self.id)
         self._sockets = sockets
-        self._options = _options_of(request)
+        self._options = options_of(request)
         self._runtime = Runtime(
             reaper,
             binary=self._options.binary_name,
@@ -93,6 +86,7 @@ class Container:
         self._run = record.run + 1 if record is not None else 0
         self._started_at = 0
         self._oom: OomWatch | None = None
+        self._disk = DiskWriter(None)
         self._exec_over = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._consoles = 0
@@ -104,16 +98,9 @@ class Container:
         """Open the log and take clients from now on, when the shim keeps the streams; Internal."""
         if not self.init.stdio.attach_socket:
             return
-        log_file = None
-        if self.spec.log_driver == "json-file":
-            try:
-                log_file = JsonFileLog(
-                    self.spec.log_path, max_size=self.spec.log_max_size, max_file=self.spec.log_max_file
-                )
-            except OSError as error:
-                raise errdefs.Internal(
-                    f"failed to open log {self.spec.log_path}: {error.strerror}"
-                ) from error
+        log_file = open_log(self.spec)
+        if log_file is not None:
+            self._disk = log_file.writer
         self.init.attachments = self._attachments(self.init, log_file)
 
     async def create(self) -> int:
@@ -150,6 +137,7 @@ class Container:
         with self._reaper:
             stdio, console = init.io.open()
             self._made = True
+            asyncio.get_running_loop().call_soon(self._disk.prepare)  # while the runtime works
             await self._runtime.create(
                 self.id,
                 pid_file=pid_file,
@@ -188,7 +176,7 @@ class Container:
         return ProcessIO(
             process.stdio,
             console=f"{self._sockets}/{name}",
-            sink_of=lambda stream: _need(attachments).sink(stream),
+            sink_of=lambda stream, resume: _need(attachments).sink(stream, resume),
             owner=(self._options.io_uid, self._options.io_gid),
         )
 
@@ -315,13 +303,17 @@ class Container:
 
     def _exec_exited(self, process: Process, exit_: Exit) -> None:
         process.exit = exit_
+        self._spawn(self._finish_exec(process, exit_))
+
+    async def _finish_exec(self, process: Process, exit_: Exit) -> None:
         if process.io is not None:
             process.io.drain()
+            await process.io.flush()
         process.become(Status.STOPPED)
         self._facts.exited(process, exit_)
         process.exited.set()
         self._exec_over.set()
-        self._spawn(self._end_streams(process))
+        await self._end_streams(process)
 
     def _init_exited(self, exit_: Exit) -> None:
         self.init.exit = exit_
@@ -338,12 +330,13 @@ class Container:
         await self._wait_for_execs()
         if self.init.io is not None:
             self.init.io.drain()
+            await self.init.io.flush()
         oom_killed = False
         if self._oom is not None:
             self._oom.check()
             oom_killed = self._oom.seen
             self._oom.close()
-        self._record(exit_, oom_killed)
+        await self._record(exit_, oom_killed)
         crashpoint("shim.exit.recorded")
         self.init.become(Status.STOPPED)
         self._write_state("stopped")
@@ -361,7 +354,7 @@ class Container:
         except TimeoutError:
             log.warning("execs of %s outlive its init process", self.id)
 
-    def _record(self, exit_: Exit, oom_killed: bool) -> None:
+    async def _record(self, exit_: Exit, oom_killed: bool) -> None:
         record = ExitRecord(
             container_id=self.id,
             pid=exit_.pid,
@@ -372,7 +365,7 @@ class Container:
             run=self._run,
         )
         try:
-            exit_record.write(self.spec.container_dir, record)
+            await self._disk.record(self.spec.container_dir, record)
         except OSError as error:
             # The caller still has to learn that the task is over, though a power cut would undo it.
             log.error("exit record of %s: %s", self.id, error)
@@ -491,6 +484,13 @@ class Container:
             return  # the runtime may refuse to delete it; its streams stay until it does not
         if process.io is not None:
             process.io.close()
+        if not process.exec_id:
+            try:
+                async with asyncio.timeout(_DISK_WAIT):
+                    await self._disk.flush()
+            except TimeoutError:
+                raise errdefs.DeadlineExceeded(f"the disk does not take the log of {self.id}") from None
+            self._disk.close()
         if process.attachments is not None:
             process.attachments.close()
 

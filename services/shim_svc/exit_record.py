@@ -8,6 +8,7 @@ after an unclean boot use `read`, which knows both.
 from __future__ import annotations
 
 import calendar
+import errno
 import json
 import os
 import time
@@ -48,16 +49,21 @@ def parse_timestamp(text: str) -> int:
     return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int(fraction or 0)
 
 
-def write(folder: str, record: ExitRecord) -> None:
-    """Make the record durable; OSError when the disk refuses it."""
-    data = json.dumps(vars(record)).encode()
+def encode(record: ExitRecord) -> bytes:
+    """The record as it is in the file."""
+    return json.dumps(vars(record)).encode()
+
+
+def write(folder: str, data: bytes) -> None:
+    """Make an encoded record durable; OSError when the disk refuses it."""
     fd = os.open(f"{folder}/{_NEW}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(fd)
     finally:
         os.close(fd)
-    crashpoint("shim.exit.synced")
+    crashpoint("writer.record.synced")
     os.rename(f"{folder}/{_NEW}", f"{folder}/{NAME}")
 
 

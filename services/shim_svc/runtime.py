@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 import errdefs
 from linux.syscalls import PR_SET_PDEATHSIG, prctl
+from pb.containerd.runc.v1 import Options
+from pb.containerd.task.v2 import CreateTaskRequest
 from runc_bin.__main__ import main as run_built_in
 from runc_bin.commands.launch import connect_console
 from runc_bin.libcontainer.container import check_startable, delete_ended, opened_fifo, take_fifo
@@ -38,6 +40,15 @@ _DELETE_TRIES = 4
 
 class _Killed(errdefs.Internal):
     """The runtime was killed on its way."""
+
+
+def options_of(request: CreateTaskRequest) -> Options:
+    """The runtime's options in the request; InvalidArgument for those of another runtime."""
+    if request.options is None or not request.options.value:
+        return Options()
+    if request.options.type_url.rpartition("/")[2] != "containerd.runc.v1.Options":
+        raise errdefs.InvalidArgument(f"unknown options {request.options.type_url!r}")
+    return Options.parse(request.options.value)
 
 
 class Runtime:

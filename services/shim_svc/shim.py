@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,6 +31,8 @@ from shim_svc.signals import ignore_signals, on_signals
 from shim_svc.title import set_title
 
 log = logging.getLogger(__name__)
+
+_CHILDREN_WAIT = 0.3  # seconds for the children to end behind the task; one may be held by a disk that hangs
 
 
 @dataclass(frozen=True)
@@ -218,8 +221,16 @@ def run_shim(
         os.write(ready, str(os.getpid()).encode())
     os.close(ready)
     prepared.loop.run_until_complete(_serve(options, listener))
+    _wait_for_children()  # the cgroup cannot be removed while one is in it
     prepared.leave()
     return 0
+
+
+def _wait_for_children() -> None:
+    deadline = time.monotonic() + _CHILDREN_WAIT
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0] or time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 async def _serve(options: ShimOptions, listener: socket.socket) -> None:

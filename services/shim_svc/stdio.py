@@ -2,7 +2,8 @@
 
 The shim keeps its ends non-blocking and copies on its event loop. Output that has nowhere to go at the moment
 (a named pipe that nobody drains) stays in the process's pipe, as containerd has it; output to the log and to
-attached clients is always taken at once. See docs/contracts.md, "Stdio fields".
+attached clients is taken at once, unless the disk has fallen behind: then it waits there for a moment, and is
+dropped when that does not help (see disk_writer). See docs/contracts.md, "Stdio fields".
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import struct
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import errdefs
 from linux.fds import receive_fds
 
 from shim_svc.bundle import check_socket_path, remove_file
+from shim_svc.sinks import Discard, FifoSink, FileSink, Sink
 
 CHUNK = 64 * 1024
 _OUTPUTS = ("stdout", "stderr")
@@ -75,16 +76,6 @@ class Stdio:
     def attach_socket(self) -> str:
         """The attach socket's path; empty when none is named."""
         return next((target.path for target in self._all() if target.kind == "attach"), "")
-
-
-class Sink(Protocol):
-    """Where one output stream goes."""
-
-    def write(self, data: bytes) -> bool:
-        """Take the data; False when no more should come until the reader is resumed."""
-
-    def close(self) -> None:
-        """The stream has ended."""
 
 
 class Input:
@@ -200,9 +191,17 @@ class _Output:
             self._paused = False
             asyncio.get_running_loop().add_reader(self.fd, self._readable)
 
-    def drain(self, most: int = 1024) -> None:
-        """Copy what is there now, at most so many chunks."""
-        while most and self._readable():
+    def drain(self, most: int = 1024, most_paused: int = 32) -> None:
+        """Copy what is there now, at most so many chunks, and fewer into a sink that asks for a pause."""
+        while most and most_paused:
+            paused, self._paused = self._paused, False
+            more = self._readable()
+            if self._paused:
+                most_paused -= 1
+            elif paused and self.fd >= 0:
+                asyncio.get_running_loop().add_reader(self.fd, self._readable)
+            if not more:
+                return
             most -= 1
 
     def close(self) -> None:
@@ -214,69 +213,6 @@ class _Output:
             self.fd = -1
             self._sink.close()
             self._ended()
-
-
-class FifoSink:
-    """A named pipe. Both ends are held, so that its reader may come, go and come back."""
-
-    def __init__(self, path: str, resume: Callable[[], None]) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._pending = b""
-        self._resume = resume
-        self._closing = False
-
-    def write(self, data: bytes) -> bool:
-        self._pending += data
-        self._flush()
-        return not self._pending
-
-    def _flush(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._pending:
-            try:
-                count = os.write(self._fd, self._pending)
-            except BlockingIOError:
-                loop.add_writer(self._fd, self._flush)
-                return
-            self._pending = self._pending[count:]
-        loop.remove_writer(self._fd)
-        if self._closing:
-            os.close(self._fd)
-            self._fd = -1
-        else:
-            self._resume()
-
-    def close(self) -> None:
-        self._closing = True
-        if self._fd >= 0 and not self._pending:
-            os.close(self._fd)
-            self._fd = -1
-
-    def abandon(self) -> None:
-        """Close even though the reader has not taken everything."""
-        if self._fd >= 0:
-            asyncio.get_running_loop().remove_writer(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-
-class FileSink:
-    """Appends to a file. What the disk refuses is dropped."""
-
-    def __init__(self, path: str) -> None:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.dropped = 0
-
-    def write(self, data: bytes) -> bool:
-        try:
-            self.dropped += len(data) - os.write(self._fd, data)
-        except OSError:
-            self.dropped += len(data)
-        return True
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 def _nonblocking(fd: int) -> None:
@@ -292,7 +228,12 @@ class ProcessIO:
     """
 
     def __init__(
-        self, stdio: Stdio, *, console: str, sink_of: Callable[[str], Sink], owner: tuple[int, int]
+        self,
+        stdio: Stdio,
+        *,
+        console: str,
+        sink_of: Callable[[str, Callable[[], None]], Sink],
+        owner: tuple[int, int],
     ) -> None:
         self.stdio = stdio
         self.input: Input | None = None
@@ -302,6 +243,7 @@ class ProcessIO:
         self._owner = owner
         self._outputs: dict[str, _Output] = {}
         self._fifos: list[FifoSink] = []
+        self._files: list[FileSink] = []
         self._parents: dict[str, int] = {}
         self._children: list[int] = []
         self._console_path = console
@@ -361,15 +303,22 @@ class ProcessIO:
 
     def _sink(self, name: str) -> Sink:
         target: Target = getattr(self.stdio, name)
+
+        def resume() -> None:
+            if name in self._outputs:
+                self._outputs[name].resume()
+
         if target.kind == "fifo":
-            fifo = FifoSink(target.path, lambda: self._outputs[name].resume())
+            fifo = FifoSink(target.path, resume)
             self._fifos.append(fifo)
             return fifo
         if target.kind == "file":
-            return FileSink(target.path)
+            file = FileSink(target.path, resume)
+            self._files.append(file)
+            return file
         if target.kind == "attach":
-            return self._sink_of(name)
-        return _Discard()
+            return self._sink_of(name, resume)
+        return Discard()
 
     def _forget_master(self) -> None:
         """The terminal's descriptor, which input and output share, is about to be closed."""
@@ -456,6 +405,11 @@ class ProcessIO:
         for output in list(self._outputs.values()):
             output.drain()
 
+    async def flush(self) -> None:
+        """Wait until what has been copied is in the files that the fields name."""
+        for file in self._files:
+            await file.writer.flush()
+
     def _close_children(self) -> None:
         for fd in self._children:
             os.close(fd)
@@ -481,12 +435,6 @@ class ProcessIO:
             output.close()
         for fifo in self._fifos:
             fifo.abandon()
+        for file in self._files:
+            file.writer.close()
         self.ended.set()
-
-
-class _Discard:
-    def write(self, data: bytes) -> bool:
-        return True
-
-    def close(self) -> None:
-        return

@@ -279,6 +279,12 @@ class Box:
         entries = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [(entry["stream"], entry["log"]) for entry in entries]
 
+    def rotated_entries(self) -> list[tuple[str, str]]:
+        """As `log_entries`, with those of the files that have been rotated away."""
+        files = sorted(self.log.parent.glob(f"{self.log.name}.*"), key=lambda path: -int(path.suffix[1:]))
+        lines = [line for path in [*files, self.log] for line in path.read_text().splitlines()]
+        return [(entry["stream"], entry["log"]) for entry in map(json.loads, lines)]
+
     def record(self) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((self.folder / "exit.json").read_text())
         return record
@@ -329,6 +335,24 @@ class Box:
         if self.shim_pid:
             await until(lambda: gone(self.shim_pid), 5.0)
         return True
+
+
+def check_gap(texts: Sequence[str], last: int) -> None:
+    """The texts are the numbers from 1 to `last`; where some are missing, their count is told."""
+    told = [(at, int(text.split()[0])) for at, text in enumerate(texts) if "are missing here" in text]
+    numbers = [int(text) for text in texts if "are missing here" not in text]
+    assert numbers == sorted(set(numbers))
+    assert (numbers[0], numbers[-1]) == (1, last)
+    assert told, "no line is missing"
+    assert len(numbers) + sum(lines for _, lines in told) == last
+    for at, lines in told:
+        assert int(texts[at + 1]) - int(texts[at - 1]) - 1 == lines
+
+
+def writers(shim_pid: int) -> list[int]:
+    """The processes with which a shim writes to the disk: one at most for the container."""
+    children = Path(f"/proc/{shim_pid}/task/{shim_pid}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "shim-writer\n"]
 
 
 def task_mount(kind: str, source: str, options: list[str]) -> Any:

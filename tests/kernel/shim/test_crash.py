@@ -22,11 +22,11 @@ SHIM_POINTS = {
     "shim.start.begun": False,
     "shim.start.done": False,
     "shim.exit.reaped": False,
-    "shim.exit.synced": True,
     "shim.exit.recorded": True,
     "shim.delete.runtime": True,
     "shim.delete.unmounted": True,
 }
+WRITER_POINTS = ("writer.append.written", "writer.rotate.moved", "writer.record.synced")
 NURSERY_POINTS = ("nursery.start.bound", "nursery.start.asked", "nursery.start.forked")
 
 
@@ -76,6 +76,22 @@ async def test_a_shim_dies(point: str, exit_known: bool) -> None:
         assert box.record()["run"] == (1 if exit_known else 0)
 
 
+@pytest.mark.parametrize("point", WRITER_POINTS)
+async def test_the_writer_dies(point: str) -> None:
+    """Another one goes on: no line is lost or doubled, and the exit is on record."""
+    async with crashing(point, once=True) as (place, box):
+        options = {"dev.buoy.log.max-size": "5000", "dev.buoy.log.max-file": "99"}
+        box.write(["sh", "-c", "seq 1 1000; exit 3"], annotations=options)
+        await box.shim()
+        await box.create()
+        await box.start()
+        assert await box.wait() == 3
+        assert (place.root / "crashed").exists()
+        assert [int(text) for _, text in box.rotated_entries()] == list(range(1, 1001))
+        assert box.record()["exit_status"] == 3
+        assert await box.delete() == 3
+
+
 @pytest.mark.parametrize("point", NURSERY_POINTS)
 async def test_the_nursery_dies(point: str) -> None:
     async with crashing(point, once=True) as (place, box):
@@ -102,4 +118,4 @@ async def test_the_nursery_dies(point: str) -> None:
 async def test_the_register_has_no_other_points() -> None:
     source = "".join(path.read_text() for path in Path("services/shim_svc").glob("*.py"))
     named = {part.split('"')[0] for part in source.split('crashpoint("')[1:]}
-    assert named == {*SHIM_POINTS, *NURSERY_POINTS}
+    assert named == {*SHIM_POINTS, *WRITER_POINTS, *NURSERY_POINTS}

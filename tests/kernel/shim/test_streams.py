@@ -16,7 +16,7 @@ from linux.mounts import MS_REMOUNT
 from linux.syscalls import mount, umount2
 from pb.containerd.task import v2 as task
 
-from tests.kernel.shim.harness import Box, Place, read_all, unframe, until
+from tests.kernel.shim.harness import Box, Place, check_gap, read_all, unframe, until
 
 pytestmark = pytest.mark.root
 
@@ -149,6 +149,7 @@ async def test_a_client_with_too_much_backlog_is_dropped(box: Box) -> None:
 
 async def test_a_client_that_dies_is_forgotten(box: Box) -> None:
     await started(box, ["sh", "-c", "while :; do echo x; sleep 0.01; done"])
+    await until(lambda: box.log.stat().st_size)
     before = len(os.listdir(f"/proc/{box.shim_pid}/fd"))
     for number in range(10):
         box.attach(attach_id=str(number)).close()
@@ -197,30 +198,44 @@ async def test_the_log_is_what_docker_writes(box: Box) -> None:
 
 
 async def test_a_full_disk_neither_blocks_nor_tears_lines(box: Box) -> None:
-    """The log lies on a tmpfs of 64 KiB; the container writes far more."""
+    """The log lies on a tmpfs of 64 KiB; the container writes more than that and the queue hold."""
     small = box.place.root / "small"
     small.mkdir(exist_ok=True)
     mount("tmpfs", str(small), "tmpfs", 0, "size=64k")
     try:
         log = small / "x.log"
         options = {"dev.buoy.log.path": str(log)}
-        script = "seq 1 5000; read x; seq 5001 5010"
+        script = "seq 1 30000; read x; seq 30001 30010"
         box.write(["sh", "-c", script], annotations=options)
         await box.shim()
         await box.create(stdin=True)
-        await box.start()
-        await until(lambda: log.stat().st_size >= 60000)
-        await asyncio.sleep(0.1)
-        whole = log.read_bytes()
-        numbers = [json.loads(line)["log"] for line in whole[: whole.rfind(b"\n")].splitlines()]
-        assert numbers == [f"{number}\n" for number in range(1, len(numbers) + 1)]
-        mount("tmpfs", str(small), "tmpfs", MS_REMOUNT, "size=1m")
-        with box.attach(attach_id="1", stdin=True) as client:
+        with box.attach(attach_id="1", stdin=True, multiplexed=False) as client:
+            await box.start()
+            await asyncio.to_thread(receive_until, client, b"30000\n")
+            whole = log.read_bytes()
+            assert len(whole) > 60000
+            numbers = [json.loads(line)["log"] for line in whole[: whole.rfind(b"\n")].splitlines()]
+            assert numbers == [f"{number}\n" for number in range(1, len(numbers) + 1)]
+            mount("tmpfs", str(small), "tmpfs", MS_REMOUNT, "size=64m")
+            await until(lambda: "are missing here" in log.read_text())
             client.sendall(b"go\n")
             assert await box.wait() == 0
-        entries = [json.loads(line)["log"] for line in log.read_text().splitlines()]
-        assert entries[-10:] == [f"{number}\n" for number in range(5001, 5011)]
+        check_gap([json.loads(line)["log"] for line in log.read_text().splitlines()], 30010)
         assert "lines dropped" in box.place.stderr.read_text()
+    finally:
+        await box.clean()
+        umount2(str(small))
+
+
+async def test_a_container_ends_while_its_disk_is_full(box: Box) -> None:
+    small = box.place.root / "small"
+    small.mkdir(exist_ok=True)
+    mount("tmpfs", str(small), "tmpfs", 0, "size=64k")
+    try:
+        options = {"dev.buoy.log.path": str(small / "x.log")}
+        assert await box.run(["sh", "-c", "seq 1 5000; exit 4"], annotations=options) == 4
+        assert box.record()["exit_status"] == 4
+        assert await box.delete() == 4
     finally:
         await box.clean()
         umount2(str(small))

@@ -105,14 +105,14 @@ RECORD = ExitRecord("c", 7, 3, "2026-01-02T03:04:05.000000006Z", "", False, 2)
 def test_exit_records(tmp_path: Path) -> None:
     folder = str(tmp_path)
     assert exit_record.read(folder) is None
-    exit_record.write(folder, RECORD)
+    exit_record.write(folder, exit_record.encode(RECORD))
     assert exit_record.read(folder) == RECORD
     assert json.loads((tmp_path / "exit.json").read_text())["exit_status"] == 3
     # a power cut that undid the rename of the next one
     (tmp_path / "exit.json").rename(tmp_path / "exit.json.new")
     assert exit_record.read(folder) == RECORD
     # and one that cut the next one off
-    exit_record.write(folder, RECORD)
+    exit_record.write(folder, exit_record.encode(RECORD))
     (tmp_path / "exit.json.new").write_text('{"container_id": "c", "pi')
     assert exit_record.read(folder) == RECORD
 
