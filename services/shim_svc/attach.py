@@ -68,6 +68,11 @@ class Client:
 
     # Output
 
+    @property
+    def behind(self) -> bool:
+        """Whether the process should pause for a moment, for its backlog is being moved to the disk."""
+        return self._spill.behind
+
     def send(self, stream: str, data: bytes) -> None:
         """Output of the process, as it comes."""
         # While the log is being replayed, this output will be found there.
@@ -308,7 +313,7 @@ class Attachments:
             attach,
             sock,
             terminal=self._terminal,
-            spill=Spill(self._spill_folder),
+            spill=Spill(self._spill_folder, self._room),
             cursor=cursor,
             log_file=self._log,
             closed=self._clients_remove,
@@ -324,6 +329,7 @@ class Attachments:
     def _clients_remove(self, client: Client) -> None:
         if client in self._clients:
             self._clients.remove(client)
+            asyncio.get_running_loop().call_soon(self._room)  # it may be the one that was waited for
 
     def begin_input(self, target: Input | None) -> None:
         """The process's stdin is there (None: it has none)."""
@@ -336,7 +342,7 @@ class Attachments:
         room = self._log is None or self._log.write(stream, data)
         for client in list(self._clients):
             client.send(stream, data)
-        return room
+        return room and not any(client.behind for client in self._clients)
 
     def _output_ended(self, stream: str) -> None:
         if self._log is not None:

@@ -8,6 +8,7 @@ import os
 from shim_svc.disk_writer import DiskWriter
 
 _CHUNK = 64 * 1024
+_DELETED = 16  # files that are held for a slow reader though the log has none of their names any more
 
 
 class LogCursor:
@@ -18,7 +19,7 @@ class LogCursor:
     def __init__(self, writer: DiskWriter) -> None:
         assert writer.file is not None
         self._writer = writer
-        self._most = writer.file.max_file
+        self._most = writer.file.max_file + _DELETED
         self._fds = [*writer.file.older(), os.dup(writer.file.fd)]
         self._offset = 0  # in the first of them
         self._rest = b""
@@ -28,8 +29,8 @@ class LogCursor:
         """The last of the files is complete, and there is a new one."""
         assert self._writer.file is not None
         self._fds.append(os.dup(self._writer.file.fd))
-        if len(self._fds) > self._most + 1:
-            os.close(self._fds.pop(1))  # it is deleted; the one that is being read is read to its end
+        if len(self._fds) > self._most:
+            os.close(self._fds.pop(1))  # the one that is being read is read to its end
 
     def read(self) -> list[tuple[str, bytes]] | None:
         """The next entries as (stream, output); None at the end of the file, and then `rest` is to follow."""

@@ -167,6 +167,33 @@ async def test_an_exit_is_told_when_it_is_on_record(box: Box, disk: Disk) -> Non
     assert box.record()["exit_status"] == 6
 
 
+async def test_a_backlog_does_not_wait_for_the_disk(box: Box, disk: Disk) -> None:
+    """The backlog of a client that does not read: in memory while the disk hangs, moved there after."""
+    box.write(
+        ["sh", "-c", "read x; dd if=/dev/zero bs=1M count=25 2>/dev/null; read x; exit 4"], driver="none"
+    )
+    await box.shim()
+    await box.create(stdin=True)
+    stopped = box.attach(attach_id="1", multiplexed=False)
+    with stopped, box.attach(attach_id="2", stdin=True, stdout=False) as client:
+        await box.start()
+        disk.freeze()
+        client.sendall(b"go\n")
+        await until(lambda: _memory_files(box.shim_pid) >= 4)
+        await answers_at_once(box, 1)
+        disk.thaw()
+        await until(lambda: _memory_files(box.shim_pid) == 2)
+        client.sendall(b"go\n")
+        assert await asyncio.to_thread(read_all, stopped) == bytes(25 << 20)
+    assert await box.wait() == 4
+
+
+def _memory_files(pid: int) -> int:
+    """How many files of a backlog the shim has in memory."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum("attach-spill" in link for link in links)
+
+
 async def test_a_shim_that_dies_leaves_what_it_took_to_its_writer(box: Box, disk: Disk) -> None:
     box.write(["sh", "-c", "seq 1 10; read x; seq 11 2000; sleep 1000"])
     await box.shim()
