@@ -36,6 +36,7 @@ from containerd_svc.content import ContentStore
 from containerd_svc.diff import Differ
 from containerd_svc.events import Events, Recorder
 from containerd_svc.gc import Collector
+from containerd_svc.gc_schedule import Schedule
 from containerd_svc.images import ImageStore
 from containerd_svc.leases import Leases
 from containerd_svc.namespaces import Namespaces
@@ -87,7 +88,7 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         snapshots = Snapshots(settings.root, database, events)
         await snapshots.start()
         stack.push_async_callback(snapshots.close)
-        collector = Collector(content, snapshots, events)
+        collector = Collector(database, content, snapshots, events)
         services: list[ServiceBase] = [
             VersionService(importlib.metadata.version("buoy"), "buoy"),
             NamespacesService(Namespaces(database, events)),
@@ -106,8 +107,8 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         server = Server(services)
         await server.serve(listener)
         stack.push_async_callback(server.close)
-        watchdog = asyncio.create_task(service_manager.watchdog())
-        stack.callback(watchdog.cancel)
+        for background in (service_manager.watchdog(), Schedule(collector, events).run()):
+            stack.callback(asyncio.create_task(background).cancel)
         gc.freeze()
         service_manager.ready(f"{found} tasks")
         log.info("serving %s, %d tasks", settings.address, found)
@@ -155,6 +156,6 @@ def _parts(services: list[ServiceBase]) -> list[tuple[str, str]]:
         ("io.containerd.snapshotter.v1", "native"),
         ("io.containerd.metadata.v1", "sqlite"),
         ("io.containerd.runtime.v2", "task"),
-        ("io.containerd.gc.v1", "collector"),
+        ("io.containerd.gc.v1", "scheduler"),
         ("io.containerd.monitor.container.v1", "restart"),
     ]

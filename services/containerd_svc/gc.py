@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from linux.crashpoints import crashpoint
 from pb.containerd.events import ContentDelete
+from storage.database import Database
 
 from containerd_svc import labels
 from containerd_svc.content import ContentStore
@@ -31,9 +32,14 @@ _SNAPSHOT_REF = "containerd.io/gc.ref.snapshot."
 
 
 class Collector:
-    """Runs when a client asks for it: the removal of an image or a lease with `sync`."""
+    """Runs when a client asks for it, which is the removal of an image or a lease with `sync`, and by its
+    schedule (gc_schedule).
+    """
 
-    def __init__(self, content: ContentStore, snapshots: Snapshots, events: Events) -> None:
+    def __init__(
+        self, database: Database, content: ContentStore, snapshots: Snapshots, events: Events
+    ) -> None:
+        self._database = database
         self._content = content
         self._snapshots = snapshots
         self._events = events
@@ -53,6 +59,31 @@ class Collector:
         crashpoint("gc.rows-removed")
         await self._content.drop_files(digests)
         await self._snapshots.discard(trees)
+
+    async def namespaces(self) -> list[str]:
+        """Those that have something to collect."""
+        return await self._database.read(
+            lambda connection: [
+                row[0]
+                for row in connection.execute(
+                    "SELECT namespace FROM blobs UNION SELECT namespace FROM snapshots"
+                    " UNION SELECT namespace FROM leases"
+                )
+            ]
+        )
+
+    async def with_expired_leases(self, now: float) -> list[str]:
+        """The namespaces in which a lease has ended by itself; `now` in seconds since 1970."""
+
+        def select(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute("SELECT DISTINCT namespace FROM leases").fetchall()
+            return [
+                namespace
+                for (namespace,) in rows
+                if any(_expired(lease, now) for lease in _leases(connection, namespace))
+            ]
+
+        return await self._database.read(select)
 
 
 def _sweep(connection: sqlite3.Connection, namespace: str, now: float) -> tuple[list[str], list[int]]:

@@ -53,7 +53,7 @@ async def serve_stores(root: Path) -> AsyncIterator[Stores]:
     place = root / "diff"
     place.mkdir(exist_ok=True)
     differ = diff.Differ(blobs, place)
-    collector = gc.Collector(blobs, trees, exchange)
+    collector = gc.Collector(db, blobs, trees, exchange)
     await blobs.start()
     await trees.start()
     server = Server(
