@@ -76,7 +76,7 @@ def protect_self(run_dir: str) -> None:
     Does not return otherwise: the process executes itself anew with the same arguments and environment, and
     gets here again. To be called first thing in `main`, before anything that a second run would repeat.
     `run_dir`: a folder of root's, where the bind mount of the interpreter is made once and kept for all later
-    calls.
+    calls; an ordinary user has no use for it.
 
     OSError when neither a mount nor a copy in memory could be executed.
     """
@@ -91,7 +91,7 @@ def protect_self(run_dir: str) -> None:
     # venv
     arguments = [sys.executable or sys.orig_argv[0], *sys.orig_argv[1:]]
     environment = {**os.environ, _MARK: _name()}
-    path = _mounted(run_dir)
+    path = _mounted(run_dir) if os.geteuid() == 0 else None
     if path is not None:
         os.execve(path, arguments, environment)
     os.execve(_copy_in_memory(), arguments, environment)
@@ -250,7 +250,10 @@ def _mounted(run_dir: str) -> str | None:
         return path
     import fcntl
 
-    os.makedirs(run_dir, 0o700, exist_ok=True)
+    try:
+        os.makedirs(run_dir, 0o700, exist_ok=True)
+    except OSError:  # root of a user namespace only
+        return None
     folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # of several callers one mounts, the others find it

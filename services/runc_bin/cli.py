@@ -7,6 +7,7 @@ before the arguments, the global ones before the verb. No argparse: its import a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,14 +80,36 @@ class Context(Record):
         root: str = self.globals["root"]
         return root
 
+    @property
+    def rootless(self) -> bool | None:
+        """Whether control groups may be done without; None: when the caller has no power over the host."""
+        word: str = self.globals["rootless"]
+        return None if word in ("", "auto") else bool(_convert(Flag("rootless", bool), word))
+
 
 DEFAULT_ROOT = "/run/buoy-runc"
+
+
+def default_root() -> str:
+    """Where records are without --root: the host's root has a folder of its own, anybody else one below
+    $XDG_RUNTIME_DIR.
+    """
+    folder = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.geteuid() == 0:
+        if not folder or os.environ.get("USER") == "root":
+            return DEFAULT_ROOT
+        from runc_bin.libcontainer.cgroups.hierarchy import no_power
+
+        if not no_power():
+            return DEFAULT_ROOT
+    return os.path.join(folder or f"/run/user/{os.geteuid()}", os.path.basename(DEFAULT_ROOT))
+
 
 GLOBAL_FLAGS = (
     Flag("debug", bool, help="log more"),
     Flag("log", str, help="file for the log (default: standard error)"),
     Flag("log-format", str, default="text", help="'text' or 'json'"),
-    Flag("root", str, default=DEFAULT_ROOT, help="folder of the containers' records"),
+    Flag("root", str, help=f"folder of the containers' records (default: {DEFAULT_ROOT} or the user's)"),
     Flag("systemd-cgroup", bool, help="not supported: cgroups are made by file"),
     Flag("rootless", str, default="auto", help="'true', 'false' or 'auto'"),
     Flag("help", bool, "h", help="show help"),
@@ -195,7 +218,7 @@ VERBS: dict[str, Verb] = {
             0,
             (
                 Flag("bundle", str, "b", help="the folder to write it in"),
-                Flag("rootless", bool, help="not supported"),
+                Flag("rootless", bool, help="for an ordinary user"),
             ),
             arguments="",
         ),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from errdefs import BuoyError, FailedPrecondition, InvalidArgument, NotImplementedHere
+from errdefs import BuoyError, InvalidArgument, NotImplementedHere
 
 from runc_bin import cli
 from runc_bin.libcontainer.failures import reason
@@ -36,8 +36,6 @@ def dispatch(words: Sequence[str]) -> int:
         _check_globals(flags)
         log = Log(str(flags["log"]), str(flags["log-format"]), debug=bool(flags["debug"]))
         context = cli.parse_verb(verb, rest, flags)
-        if os.geteuid() != 0:
-            raise FailedPrecondition("runc-bin must be run as root: it makes namespaces, mounts and cgroups")
         code: int = command(context.verb).run(context, log)
         return code
     except BuoyError as error:
@@ -74,9 +72,8 @@ def _fail(log: Log | None, verb: str, message: str) -> int:
 def _check_globals(flags: dict[str, cli.Value]) -> None:
     if flags["systemd-cgroup"]:
         raise NotImplementedHere("--systemd-cgroup is not supported: use the cgroupfs driver")
-    if str(flags["rootless"]).lower() not in ("auto", "", "false", "0", "f"):
-        raise NotImplementedHere("--rootless is not supported")
-    root = os.path.abspath(str(flags["root"]))
+    root = str(flags["root"])
+    root = os.path.abspath(root) if root else cli.default_root()
     if root == "/":
         raise InvalidArgument("Option --root argument should not be set to /")
     flags["root"] = root

@@ -41,6 +41,7 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
         no_new_keyring=context.given("no-new-keyring"),
         preserve_fds=context.number("preserve-fds"),
         listen_fds=count,
+        rootless=context.rootless,
     )
     record = create.create(context.root, container_id, spec, options)
     try:

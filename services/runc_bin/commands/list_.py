@@ -6,7 +6,7 @@ import os
 
 from errdefs import BuoyError, InvalidArgument, NotFound
 
-from runc_bin.cli import DEFAULT_ROOT, Context
+from runc_bin.cli import Context, default_root
 from runc_bin.commands.state import describe
 from runc_bin.document import render
 from runc_bin.libcontainer.state import load_state
@@ -24,7 +24,7 @@ def run(context: Context, log: Log) -> int:
             entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("@")
         )
     except FileNotFoundError:
-        if root != DEFAULT_ROOT:
+        if root != default_root():
             raise NotFound(f"open {root}: no such file or directory") from None
         names = []
     found = []

@@ -33,7 +33,10 @@ def _mount_v2(
     try:
         # Without a cgroup namespace a new mount would change the options of the host's tree (nsdelegate, …).
         made = _new_v2(wanted, set_) if own_namespace else None
-        if made is None:
+        if made is None and not cgroup_paths:
+            # An ordinary user's container without a cgroup would get to those of its maker (CVE-2023-25809).
+            made = m.new_mount("tmpfs", "tmpfs", (), m.MOUNT_ATTR_RDONLY)
+        elif made is None:
             made = m.clone_mount(cgroup_paths[""] if own_namespace else hierarchy.MOUNT, recursive=True)
             m.change(made, set_=set_, clear=clear)
         mounter.finish(made, target, wanted.options)

@@ -21,6 +21,10 @@ _KILL_SECONDS = 10.0
 
 def manager_of(record: State) -> Manager:
     """The control group that a container's record names."""
+    if not record.cgroup_paths:
+        from runc_bin.libcontainer.cgroups.rootless import NoGroup
+
+        return NoGroup(record.init_process_pid if state.init_is_alive(record) else 0)
     return Manager.from_paths(record.cgroup_paths)
 
 
@@ -159,15 +163,15 @@ def _signal_all(record: State, manager: Manager, number: int) -> None:
     pids = manager.pids()
     if not pids:
         raise FailedPrecondition(NOT_RUNNING)
-    was_frozen = manager.frozen()
-    if not was_frozen:
+    stays_as_it_is = manager.frozen() or not manager.paths
+    if not stays_as_it_is:
         manager.freeze()  # so that no process is born unseen while the others get their signal
     try:
         for pid in manager.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
     finally:
-        if not was_frozen:
+        if not stays_as_it_is:
             manager.thaw()
 
 
@@ -205,6 +209,8 @@ def delete(root: str, container_id: str, *, force: bool = False) -> None:
         raise Conflict(f"cannot delete container {container_id} that is not stopped: {now}")
     if now != "stopped":
         with contextlib.suppress(FailedPrecondition), _init_pidfd(record) as pidfd:
+            if not record.cgroup_paths:
+                _end_others(record)  # which are found by their init, as long as it is there
             with contextlib.suppress(ProcessLookupError):
                 fds.signal_pidfd(pidfd, signals.SIGKILL)
             _end_others(record)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 
-from errdefs import FailedPrecondition, Internal, InvalidArgument
+from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument
 from linux import interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
@@ -33,7 +33,8 @@ START_ERROR = "unable to start container process"
 class CreateOptions(Record):
     """How a container is to be made, beyond its spec. `console` is a connected socket that gets the master
     of the terminal; `preserve_fds` descriptors from 3 on are passed to the program, after `listen_fds` of
-    socket activation.
+    socket activation; `rootless` says whether a control group may be done without (None: when the caller has
+    no power over the host).
     """
 
     bundle: str
@@ -42,6 +43,7 @@ class CreateOptions(Record):
     no_new_keyring: bool = False
     preserve_fds: int = 0
     listen_fds: int = 0
+    rootless: bool | None = None
 
     @property
     def passed_fds(self) -> int:
@@ -81,6 +83,8 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         from runc_bin.libcontainer import id_mappings
 
         maps = id_mappings.settle(spec)
+    elif os.geteuid() != 0:
+        raise InvalidArgument("rootless container requires user namespaces")
     if spec.takes_sources:
         from runc_bin.libcontainer import bind_sources
 
@@ -117,13 +121,29 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
             state.save_filter(root, container_id, program)
         fifo = _make_fifo(folder)
         undo.callback(os.close, fifo)
-        manager.create()
+        manager = _make_group(manager, spec, options.rootless)
         undo.callback(manager.destroy)
+        record = record.replace(cgroup_paths=manager.paths)
         crashpoint("runc.create.cgroup-made")
         record = _bear(root, spec, process, options, manager, record, program, fifo, maps, undo)
         undo.pop_all()
         os.close(fifo)
     return record
+
+
+def _make_group(manager: cgroups.Manager, spec: Spec, rootless: bool | None) -> cgroups.Manager:
+    """Make the control group; the manager of what the caller could make."""
+    try:
+        if os.geteuid() != 0:
+            from runc_bin.libcontainer.cgroups.rootless import check_reach
+
+            check_reach(manager)
+        manager.create()
+    except (BuoyError, OSError) as error:
+        from runc_bin.libcontainer.cgroups.rootless import instead
+
+        return instead(manager, spec.linux, error, tolerant=rootless)
+    return manager
 
 
 def _make_fifo(folder: str) -> int:

@@ -157,6 +157,10 @@ def _begin(
     failed = stack.enter_context(contextlib.ExitStack())
     failed.callback(ours.close)
     manager = container.manager_of(record)
+    if os.geteuid() != 0:
+        from runc_bin.libcontainer.cgroups.rootless import in_reach
+
+        manager = in_reach(manager)
     group = None
     if "" in manager.paths:
         group = os.open(manager.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -111,7 +111,7 @@ class Root:
         if self._mounter.proc_fd is not None:
             return self._mounter.proc_fd
         if self._detached_proc is None:
-            self._detached_proc = m.new_mount("proc", "proc")
+            self._detached_proc = _private_proc()
         return self._detached_proc
 
     def enter(self, *, no_pivot: bool) -> None:
@@ -187,3 +187,15 @@ class Root:
         if self._spec.readonly_rootfs:
             with step("error setting rootfs as readonly"):
                 m.change(self.fd, set_=m.MOUNT_ATTR_RDONLY)
+
+
+def _private_proc() -> int:
+    try:
+        return m.new_mount("proc", "proc")
+    except PermissionError:
+        # The pid namespace is not our user namespace's. The host's procfs, still there, shows us in it too.
+        made = m.clone_mount("/proc", recursive=True)
+        if syscalls.filesystem_type(made) != m.PROC_SUPER_MAGIC:
+            os.close(made)
+            raise
+        return made

@@ -60,6 +60,30 @@ def default() -> dict[str, Any]:
     }
 
 
+def rootless(document: dict[str, Any], uid: int, gid: int) -> dict[str, Any]:
+    """`document`, changed so that an ordinary user can run it: as root in there, who is nobody else outside.
+
+    The network stays the caller's, and so /sys can be bound only; nobody else can own a file system.
+    """
+    linux = document["linux"]
+    kinds = [item for item in linux["namespaces"] if item["type"] not in ("network", "user")]
+    linux["namespaces"] = [*kinds, {"type": "user"}]
+    linux["uidMappings"] = [{"containerID": 0, "hostID": uid, "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": gid, "size": 1}]
+    del linux["resources"]
+    mounts = []
+    for mount in document["mounts"]:
+        options = mount.get("options", [])
+        kept = [option for option in options if not option.startswith(("uid=", "gid="))]
+        if mount["destination"] == "/sys":
+            mount = _mount("/sys", "none", "/sys", ["rbind", "nosuid", "noexec", "nodev", "ro"])
+        elif kept != options:
+            mount = {**mount, "options": kept}
+        mounts.append(mount)
+    document["mounts"] = mounts
+    return document
+
+
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
     return {
         "destination": destination,

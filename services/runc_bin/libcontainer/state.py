@@ -77,7 +77,10 @@ def state_dir(root: str, container_id: str) -> str:
 
 def create_dir(root: str, container_id: str) -> str:
     """Make the folder of a new container, which claims its id; AlreadyExists when it is taken."""
-    os.makedirs(root, mode=0o700, exist_ok=True)
+    if not os.path.isdir(root):
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        if os.geteuid() != 0:
+            os.chmod(root, 0o1700)  # what is not sticky may be cleaned away: XDG Base Directory Specification
     path = state_dir(root, container_id)
     try:
         os.mkdir(path, 0o711)

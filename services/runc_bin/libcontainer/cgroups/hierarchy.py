@@ -61,6 +61,14 @@ def v2_controllers() -> frozenset[str]:
     return frozenset()
 
 
+def no_power() -> bool:
+    """Whether the caller is an ordinary user, or root in a user namespace only."""
+    if os.geteuid() != 0:
+        return True
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
 def clean(path: str) -> str:
     """`path` without `.`, `..` and doubled slashes; a relative path stays relative and below its base."""
     if not path:

@@ -13,7 +13,7 @@ from typing import Any
 from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
 
-from . import bpf_devices, delegation, files, stats_v2
+from . import bpf_devices, delegation, files, hierarchy, stats_v2
 from .device_rules import ALL, DeviceState
 from .files import set_value
 from .manager import Manager, join, make_directories, remove_directories, send_kill
@@ -277,8 +277,11 @@ class ManagerV2(Manager):
         try:
             bpf_devices.attach(self.directory, target)
         except OSError as error:
-            if error.errno == errno.EPERM and target.default_allow and not target.exceptions:
-                return  # everything is allowed anyway
+            if error.errno == errno.EPERM:
+                if target.default_allow and not target.exceptions:
+                    return  # everything is allowed anyway
+                if hierarchy.no_power():
+                    return  # nobody in there can make nodes, and those that are bound obey their modes
             restricts = any(access != ALL for access in target.exceptions.values())
             detail = " (rules that restrict access need it)" if restricts else ""
             raise Internal(

@@ -1,0 +1,338 @@
+"""Containers of an ordinary user, who makes and uses them without root."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.runtime.bundle import APPLETS, SERVICES, is_gone, namespace, wait_until
+from tests.support.busybox import find_busybox
+
+USER = 54321
+FIRST, COUNT = 300000, 5000  # of the ids that the user may map
+PYTHON = os.path.realpath(sys.executable)
+START = "import sys; sys.path.insert(0, {!r}); from runc_bin.__main__ import main; sys.exit(main())"
+
+
+def as_user(**options: Any) -> dict[str, Any]:
+    return {"user": USER, "group": USER, "extra_groups": [], **options}
+
+
+@cache
+def forbidden() -> str:
+    """Why ordinary users can make no user namespaces here; empty when they can."""
+    done = subprocess.run(["unshare", "-Ur", "true"], capture_output=True, text=True, **as_user())
+    return str(done.stderr).strip()
+
+
+@pytest.fixture(autouse=True)
+def _allowed() -> None:
+    if os.geteuid() == 0 and forbidden():
+        pytest.skip(f"no user namespaces for ordinary users: {forbidden()}")
+
+
+pytestmark = pytest.mark.root
+
+
+class Home:
+    """What a user has: a bundle, a folder for records, and a runtime that everybody can read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bundle = folder / "bundle"
+        self.run_dir = folder / "run"
+        self.wrapper: list[str] = []
+        (self.bundle / "rootfs/bin").mkdir(parents=True)
+        shutil.copy(find_busybox(), self.bundle / "rootfs/bin/busybox")
+        for name in APPLETS:
+            (self.bundle / "rootfs/bin" / name).symlink_to("busybox")
+        self.run_dir.mkdir(0o700)
+        for path in (self.bundle, self.bundle / "rootfs", self.run_dir):
+            os.chown(path, USER, USER)
+        for path in SERVICES.iterdir():  # a checkout may lie where only root gets
+            if path.name.startswith(("runc_bin", "linux", "errdefs")):
+                ignore = shutil.ignore_patterns("__pycache__")
+                if path.is_dir():
+                    shutil.copytree(path, folder / "services" / path.name, ignore=ignore)
+                else:
+                    shutil.copy(path, folder / "services" / path.name)
+        self.call("spec", "--rootless")
+        self.spec: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
+        self.spec["process"]["terminal"] = False
+        self.ids: list[str] = []
+
+    def command(self, *words: str) -> list[str]:
+        return [*self.wrapper, PYTHON, "-ISc", START.format(str(self.folder / "services")), *words]
+
+    def call(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(self.run_dir)}
+        environment.update(options.pop("env", {}))
+        arguments: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **({} if self.wrapper else as_user()),
+            **options,
+        }
+        done = subprocess.run(
+            self.command(*words), text=True, timeout=30, cwd=self.bundle, env=environment, **arguments
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{words} gave {done.returncode}: {done.stdout}{done.stderr}")
+        return done
+
+    def prepare(self, *args: str) -> str:
+        """The id of a container that will run a program."""
+        self.spec["process"]["args"] = list(args)
+        (self.bundle / "config.json").write_text(json.dumps(self.spec))
+        self.ids.append(f"c{len(self.ids)}")
+        return self.ids[-1]
+
+    def run(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.call("run", self.prepare(*args), check=check)
+
+    def start(self, *args: str) -> tuple[str, int]:
+        """(id, pid) of a container in the background."""
+        container_id, null = self.prepare(*args), subprocess.DEVNULL
+        self.call("run", "-d", container_id, stdout=null, stderr=null)
+        return container_id, int(json.loads(self.call("state", container_id).stdout)["pid"])
+
+    def records(self) -> list[str]:
+        folder = self.run_dir / "buoy-runc"
+        return sorted(os.listdir(folder)) if folder.exists() else []
+
+    def close(self) -> None:
+        for container_id in self.ids:
+            self.call("delete", "--force", container_id, check=False)
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    folder = Path(tempfile.mkdtemp(prefix="buoy-rootless-"))
+    folder.chmod(0o755)
+    (folder / "services").mkdir()
+    made = Home(folder)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_run_by_an_ordinary_user(home: Home) -> None:
+    shown = "/proc/self/uid_map /proc/self/gid_map /proc/self/setgroups"
+    script = f"id; cat {shown}; readlink /proc/self/ns/net; exit 7"
+    done = home.run("sh", "-c", script, check=False)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (7, "")
+    assert lines[0] == "uid=0 gid=0"
+    assert [line.split() for line in lines[1:3]] == [["0", str(USER), "1"]] * 2
+    assert lines[3:] == ["deny", namespace("self", "net")]
+    folder = home.run_dir / "buoy-runc"
+    info = folder.stat()
+    assert (info.st_uid, info.st_mode & 0o7777) == (USER, 0o1700)
+    assert home.records() == []
+
+
+def test_the_life_of_a_container(home: Home) -> None:
+    container_id, null = (
+        home.prepare("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"),
+        subprocess.DEVNULL,
+    )
+    home.call("create", container_id, stdout=null, stderr=null)
+    state = json.loads(home.call("state", container_id).stdout)
+    assert state["status"] == "created"
+    pid = state["pid"]
+    home.call("start", container_id)
+    (found,) = json.loads(home.call("list", "-f", "json").stdout)
+    assert (found["id"], found["pid"], found["status"]) == (container_id, pid, "running")
+    assert home.call("exec", container_id, "id", "-u").stdout == "0\n"
+    done = home.call("exec", container_id, "readlink", "/proc/self/ns/mnt")
+    assert done.stdout.strip() == namespace(pid, "mnt")
+    assert home.call("exec", container_id, "sh", "-c", "exit 5", check=False).returncode == 5
+    assert pid in json.loads(home.call("ps", "-f", "json", container_id).stdout)
+    assert str(pid) in home.call("ps", container_id).stdout
+    home.call("kill", container_id, "TERM")
+    wait_until(lambda: is_gone(pid))
+    assert json.loads(home.call("state", container_id).stdout)["status"] == "stopped"
+    home.call("delete", container_id)
+    assert home.records() == []
+
+
+def test_delete_ends_all_of_it(home: Home) -> None:
+    home.spec["linux"]["namespaces"] = [n for n in home.spec["linux"]["namespaces"] if n["type"] != "pid"]
+    home.spec["mounts"] = [m for m in home.spec["mounts"] if m["type"] != "proc"]
+    home.spec["mounts"].append(
+        {"destination": "/proc", "type": "none", "source": "/proc", "options": ["rbind", "nosuid", "nodev"]}
+    )
+    container_id, pid = home.start("sh", "-c", "sleep 61 & sleep 62 & wait")
+    wait_until(lambda: len(json.loads(home.call("ps", "-f", "json", container_id).stdout)) == 3)
+    pids = json.loads(home.call("ps", "-f", "json", container_id).stdout)
+    home.call("delete", "--force", container_id)
+    wait_until(lambda: all(is_gone(one) for one in [pid, *pids]))
+
+
+def test_what_wants_a_cgroup_is_refused(home: Home) -> None:
+    container_id, _ = home.start("sleep", "60")
+    for words in (("pause",), ("update", "--pids-limit", "9"), ("events", "--stats")):
+        done = home.call(*words, container_id, check=False)
+        assert done.returncode == 1
+        assert "cgroup" in done.stderr
+    home.spec["linux"]["resources"] = {"pids": {"limit": 10}}
+    done = home.run("true", check=False)
+    assert "cannot set pids limit: container could not join or create cgroup" in done.stderr
+    home.spec["linux"]["resources"] = {}
+    home.spec["linux"]["cgroupsPath"] = "/not-mine"
+    assert "permission denied" in home.run("true", check=False).stderr
+    del home.spec["linux"]["cgroupsPath"]
+    home.prepare("true")
+    assert "permission denied" in home.call("--rootless=false", "run", home.ids[-1], check=False).stderr
+    assert home.records() == [container_id]
+
+
+def test_no_control_group_of_the_host_can_be_written(home: Home) -> None:
+    """CVE-2023-25809, with the host's cgroup namespace and with one of its own."""
+    script = (
+        "for f in /sys/fs/cgroup/* /sys/fs/cgroup/*/*; do"
+        "  [ -f $f ] && (echo 1 > $f) 2>/dev/null && echo $f;"
+        "  [ -d $f ] && touch $f/x 2>/dev/null && echo $f;"
+        "done; true"
+    )
+    for _ in range(2):
+        assert home.run("sh", "-c", script).stdout == ""
+        kinds = home.spec["linux"]["namespaces"]
+        home.spec["linux"]["namespaces"] = [item for item in kinds if item["type"] != "cgroup"]
+
+
+def test_a_terminal_and_a_created_container_s_streams(home: Home) -> None:
+    home.spec["process"]["terminal"] = True
+    assert home.run("sh", "-c", "tty").stdout.strip() == "/dev/pts/0"
+
+
+def test_time_offsets(home: Home) -> None:
+    if not os.path.exists("/proc/self/timens_offsets"):
+        pytest.skip("the kernel has no time namespaces")
+    home.spec["linux"]["namespaces"].append({"type": "time"})
+    home.spec["linux"]["timeOffsets"] = {"boottime": {"secs": 100000}}
+    assert "100000" in home.run("cat", "/proc/self/timens_offsets").stdout
+
+
+def test_a_user_namespace_that_the_user_has_made_is_joined(home: Home) -> None:
+    _, pid = home.start("sleep", "60")
+    for item in home.spec["linux"]["namespaces"]:
+        if item["type"] in ("user", "ipc"):
+            item["path"] = f"/proc/{pid}/ns/{item['type']}"
+    container_id, other = home.start("sleep", "60")
+    for kind in ("user", "ipc", "pid", "mnt", "uts"):
+        assert (namespace(other, kind) == namespace(pid, kind)) is (kind in ("user", "ipc"))
+    assert home.call("exec", container_id, "id", "-u").stdout == "0\n"
+
+
+@pytest.mark.parametrize(
+    ("process", "text"),
+    [
+        ({"user": {"uid": 0, "gid": 0, "additionalGids": [0]}}, "cannot set any additional groups"),
+        ({"user": {"uid": 1, "gid": 0}}, "cannot setuid to unmapped uid 1 in user namespace"),
+        ({"oomScoreAdj": -500}, "oom_score_adj: permission denied"),
+    ],
+)
+def test_what_an_ordinary_user_may_not(home: Home, process: dict[str, Any], text: str) -> None:
+    home.spec["process"].update(process)
+    done = home.run("true", check=False)
+    assert done.returncode == 1
+    assert text in done.stderr
+    assert home.records() == []
+
+
+def test_it_needs_a_user_namespace_of_its_own_ids(home: Home) -> None:
+    home.spec["linux"]["gidMappings"][0]["hostID"] = 0
+    done = home.run("true", check=False)
+    assert "gid_map" in done.stderr or "newgidmap" in done.stderr
+    for kind in ("uidMappings", "gidMappings"):
+        del home.spec["linux"][kind]
+    kinds = home.spec["linux"]["namespaces"]
+    home.spec["linux"]["namespaces"] = [item for item in kinds if item["type"] != "user"]
+    assert "rootless container requires user namespaces" in home.run("true", check=False).stderr
+    assert home.records() == []
+
+
+@pytest.fixture
+def subids(home: Home) -> Home:
+    """The user has a name and ids to map, in a mount namespace of the test's own."""
+    if shutil.which("newuidmap") is None:
+        pytest.skip("newuidmap is not installed")
+    lines = {
+        "passwd": Path("/etc/passwd").read_text() + f"sailor:x:{USER}:{USER}::/:/bin/sh\n",
+        "subuid": f"sailor:{FIRST}:{COUNT}\n",
+        "subgid": f"sailor:{FIRST}:{COUNT}\n",
+    }
+    mounts = []
+    for name, text in lines.items():
+        (home.folder / name).write_text(text)
+        Path("/etc", name).touch()
+        mounts.append(f"mount --bind {home.folder / name} /etc/{name}")
+    script = f'{" && ".join(mounts)} && exec setpriv --reuid {USER} --regid {USER} --clear-groups "$@"'
+    home.wrapper = ["unshare", "-m", "sh", "-c", script, "sh"]
+    for kind in ("uidMappings", "gidMappings"):
+        home.spec["linux"][kind].append({"containerID": 1, "hostID": FIRST, "size": COUNT})
+    return home
+
+
+def test_ids_of_the_user_s_own_ranges(subids: Home) -> None:
+    subids.spec["process"]["user"] = {"uid": 1000, "gid": 7, "additionalGids": [8]}
+    container_id, pid = subids.start("sleep", "60")
+    status = (Path("/proc") / str(pid) / "status").read_text()
+    assert f"Uid:\t{FIRST + 999}\t" in status
+    assert f"Groups:\t{FIRST + 7} " in status
+    script = "id -u; id -G; cat /proc/self/setgroups"
+    done = subids.call("exec", "-u", "5:6", "-g", "9", container_id, "sh", "-c", script)
+    assert done.stdout.splitlines()[0] == "5"
+    assert done.stdout.splitlines()[-1] == "allow"
+    subids.call("kill", container_id, "KILL")
+    wait_until(lambda: is_gone(pid))
+    subids.call("delete", container_id)
+
+
+def test_ids_that_the_user_may_not_map(subids: Home) -> None:
+    subids.spec["linux"]["uidMappings"][1]["size"] += 1
+    done = subids.run("true", check=False)
+    assert done.returncode == 1
+    assert "failed to use newuidmap on " in done.stderr
+    assert "uid range" in done.stderr
+    assert subids.records() == []
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("point", ["cloned", "init-recorded", "ready"])
+def test_what_a_crash_leaves_is_removed(home: Home, point: str) -> None:
+    container_id, null = home.prepare("sleep", "60"), subprocess.DEVNULL
+    crash = {"BUOY_CRASH_AT": f"runc.create.{point}"}
+    done = home.call("create", container_id, check=False, env=crash, stdout=null, stderr=null)
+    assert done.returncode == -signal.SIGKILL
+    home.call("state", container_id)
+    home.call("delete", "--force", container_id)
+    assert home.records() == []
+    wait_until(lambda: not _processes())
+
+
+def _processes() -> list[int]:
+    """The user's processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and entry.stat().st_uid == USER and not is_gone(int(entry.name)):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
