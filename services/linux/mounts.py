@@ -147,9 +147,11 @@ def clone_mount(path: str | bytes, *, dir_fd: int = AT_FDCWD, recursive: bool = 
     return open_tree(dir_fd, path, flags)
 
 
-def attach(mount_fd: int, target_fd: int) -> None:
-    """Attach a detached mount on the object that `target_fd` (O_PATH will do) refers to."""
-    move_mount(mount_fd, "", target_fd, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+def attach(mount_fd: int, target_fd: int, name: str = "") -> None:
+    """Attach a detached mount on the object that `target_fd` (O_PATH will do) refers to, or on the one with
+    that name below it.
+    """
+    move_mount(mount_fd, "", target_fd, name, MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
 
 
 def change(

@@ -86,17 +86,13 @@ def _mount_controller(
     `directory`.
     """
     if directory is None:
-        words: list[tuple[str, str | None]] = options.super_words()
         key, _, value = controller.partition("=")
-        words += [("name", value)] if key == "name" else [(word, None) for word in name.split(",")]
+        words: list[tuple[str, str | None]]
+        words = [("name", value)] if key == "name" else [(word, None) for word in name.split(",")]
         source = "systemd" if controller == "name=systemd" else "cgroup"
         made = m.new_mount("cgroup", source, words, _TMPFS.attributes()[0] | options.attributes()[0])
     else:
         made = m.clone_mount(directory, recursive=True)
         m.change(made, set_=options.attributes()[0])
     os.mkdir(name, 0o755, dir_fd=base)
-    target = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=base)
-    try:
-        mounter.finish(made, target, options)
-    finally:
-        os.close(target)
+    mounter.finish(made, base, options, name=name)

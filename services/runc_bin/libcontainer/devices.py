@@ -4,6 +4,7 @@ config-linux.md.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -26,10 +27,11 @@ _DEFAULT = tuple(
     )
 )
 _LINKS = (
-    ("/dev/fd", "/proc/self/fd"),
-    ("/dev/stdin", "/proc/self/fd/0"),
-    ("/dev/stdout", "/proc/self/fd/1"),
-    ("/dev/stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
 )
 _FORMAT = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 _NULL = os.makedev(1, 3)
@@ -54,7 +56,8 @@ def fill_dev(root_fd: int, spec: Spec) -> None:
     wanted = {device.path: device for device in _DEFAULT}
     wanted.update({device.path: device for device in spec.devices})
     wanted.pop("/dev/ptmx", None)
-    folders = {"/dev": _open_dev(root_fd)}
+    dev = _open_dev(root_fd)
+    folders = {"/dev": dev}
     try:
         for path, device in wanted.items():
             directory, _, name = path.rpartition("/")
@@ -65,14 +68,17 @@ def fill_dev(root_fd: int, spec: Spec) -> None:
                 _bind_node(folder, name, device)
             else:
                 _make_node(folder, name, device)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("ptmx", dir_fd=dev)
+        for name, target in _LINKS:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(target, name, dir_fd=dev)
+        if os.path.exists("/proc/kcore"):
+            with contextlib.suppress(FileExistsError):
+                os.symlink("/proc/kcore", "core", dir_fd=dev)
     finally:
         for folder in folders.values():
             os.close(folder)
-    paths.make_link(root_fd, "/dev/ptmx", "pts/ptmx", replace=True)
-    for path, target in _LINKS:
-        paths.make_link(root_fd, path, target)
-    if os.path.exists("/proc/kcore"):
-        paths.make_link(root_fd, "/dev/core", "/proc/kcore")
 
 
 def _open_dev(root_fd: int) -> int:

@@ -59,6 +59,8 @@ class Mounter:
 
     def __init__(self, root_fd: int) -> None:
         self._root = root_fd
+        self._root_info = os.fstat(root_fd)
+        self._proc_device: int | None = None  # of the procfs at /proc, where `new` has made it
         self.proc_fd: int | None = None
         self._later: list[int] = []
 
@@ -85,6 +87,7 @@ class Mounter:
                 if self.proc_fd is not None:
                     os.close(self.proc_fd)
                 self.proc_fd = made
+                self._proc_device = os.fstat(made).st_dev
         finally:
             os.close(target)
 
@@ -141,10 +144,14 @@ class Mounter:
         finally:
             os.close(target)
 
-    def finish(self, made: int, target: int, options: MountOptions, *, keep: bool = False) -> None:
-        """Attach `made` at `target` with its propagation; closes `made` unless `keep`."""
+    def finish(
+        self, made: int, target: int, options: MountOptions, *, name: str = "", keep: bool = False
+    ) -> None:
+        """Attach `made` at `target`, or at `name` in a directory that nobody else can change, with its
+        propagation; closes `made` unless `keep`.
+        """
         try:
-            m.attach(made, target)
+            m.attach(made, target, name)
             self._set_for_tree(made, options, "the mount")
         except BaseException:
             os.close(made)
@@ -188,36 +195,35 @@ class Mounter:
         """
         # Nothing of the image may decide where these are: CVE-2019-19921, CVE-2023-27561.
         no_links = mount.kind in ("proc", "sysfs") or os.path.normpath(mount.destination) == "/dev"
-        existed = True
         try:
-            try:
-                target = paths.open_in_root(self._root, mount.destination, paths.DIRECTORY, no_links=no_links)
-            except FileNotFoundError:
-                existed = False
-                target = paths.make_directories(self._root, mount.destination, no_links=no_links)
+            target, existed = paths.open_or_make(self._root, mount.destination, no_links=no_links)
         except OSError as error:
             if no_links and error.errno in (errno.ELOOP, errno.ENOTDIR):
                 message = f'filesystem "{mount.kind}" must be mounted on ordinary directory'
                 raise InvalidArgument(message) from None
             raise
-        if paths.same_object(target, self._root):
+        info = os.fstat(target)
+        if os.path.samestat(info, self._root_info):
             os.close(target)
             raise InvalidArgument(f"mountpoint {mount.destination!r} is on the top of rootfs")
-        self._check_proc(mount, target, source)
+        self._check_proc(mount, target, info, source)
         return target, existed
 
     def _file(self, mount: Mount, source: int) -> int:
         target = paths.make_file(self._root, mount.destination)
-        if paths.is_directory(target):
+        info = os.fstat(target)
+        if stat.S_ISDIR(info.st_mode):
             os.close(target)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        self._check_proc(mount, target, source)
+        self._check_proc(mount, target, info, source)
         return target
 
-    def _check_proc(self, mount: Mount, target: int, source: int | None) -> None:
+    def _check_proc(self, mount: Mount, target: int, info: os.stat_result, source: int | None) -> None:
         """Refuse what would put something else in the place of (a part of) the container's /proc."""
         clean = os.path.normpath(mount.destination)
         inside = clean.startswith("/proc/")
+        if not inside and self._proc_device is not None and info.st_dev != self._proc_device:
+            return  # far from it: the common case
         try:
             proc = paths.open_in_root(self._root, "/proc")
         except OSError:
@@ -229,6 +235,7 @@ class Mounter:
                     if mount.kind != "proc" and not _is_procfs(source):
                         message = f'"{mount.destination}" cannot be mounted because it is not of type proc'
                         raise InvalidArgument(message)
+                    self._proc_device = None
                 elif not inside and _is_procfs(target):  # a link of the image may lead there
                     inside = m.mount_id(proc) == m.mount_id(target)
             finally:

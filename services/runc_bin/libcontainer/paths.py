@@ -7,13 +7,13 @@ was checked is what is used.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 
 from errdefs import InvalidArgument
 from linux import syscalls
+from linux.mounts import PROC_SUPER_MAGIC
 from linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
 
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
@@ -41,10 +41,27 @@ def make_directories(root_fd: int, path: str, mode: int = 0o755, *, no_links: bo
     A link that leads nowhere is followed inside the root, so that `/var/run -> /run` works in an image
     without /run.
     """
+    return open_or_make(root_fd, path, mode, no_links=no_links)[0]
+
+
+def open_or_make(root_fd: int, path: str, mode: int = 0o755, *, no_links: bool = False) -> tuple[int, bool]:
+    """As `make_directories`, and whether the directory was there before."""
     try:
-        return open_in_root(root_fd, path, DIRECTORY, no_links=no_links)
+        return open_in_root(root_fd, path, DIRECTORY, no_links=no_links), True
     except FileNotFoundError:
-        return _make(root_fd, path, mode, no_links, 0)
+        pass
+    # Mostly the last one alone is missing.
+    directory, _, name = path.rstrip("/").rpartition("/")
+    if name not in ("", ".", ".."):
+        try:
+            parent = open_in_root(root_fd, directory or "/", DIRECTORY, no_links=no_links)
+        except FileNotFoundError:
+            return _make(root_fd, path, mode, no_links, 0), False
+        try:
+            return _make_one(root_fd, parent, name, path, directory, mode, no_links, 0), False
+        finally:
+            os.close(parent)
+    return _make(root_fd, path, mode, no_links, 0), False
 
 
 def _make(root_fd: int, path: str, mode: int, no_links: bool, depth: int) -> int:
@@ -87,8 +104,11 @@ def _make_one(
 def _link_target(parent: int, name: str, directory: str) -> str | None:
     """Where a link in `directory` (of which `parent` is a descriptor) leads, as a path from the root.
 
-    None when it is none any more: another process has just made what was missing.
+    None when it is none any more: another process has just made what was missing. A link of a procfs is
+    ELOOP: what it says is not where it leads.
     """
+    if syscalls.filesystem_type(parent) == PROC_SUPER_MAGIC:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), f"{directory}/{name}")
     try:
         target = os.readlink(name, dir_fd=parent)
     except OSError as error:
@@ -123,22 +143,6 @@ def make_file(root_fd: int, path: str, mode: int = 0o644, *, no_links: bool = Fa
         finally:
             os.close(parent)
     raise InvalidArgument(f"too many links in {path!r}")
-
-
-def make_link(root_fd: int, path: str, target: str, *, replace: bool = False) -> None:
-    """Make a symbolic link; one that exists stays as it is, unless `replace`."""
-    parent, name = parent_and_name(root_fd, path)
-    try:
-        if replace:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=parent)
-        try:
-            os.symlink(target, name, dir_fd=parent)
-        except FileExistsError:
-            if replace:
-                raise
-    finally:
-        os.close(parent)
 
 
 def is_directory(fd: int) -> bool:
