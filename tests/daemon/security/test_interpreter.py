@@ -117,7 +117,7 @@ def test_a_container_that_watches_who_enters_it(engine: Engine, options: tuple[s
     engine.until("the watcher", lambda: "ready" in engine.out("logs", container))
     for _ in range(8):
         engine.out("exec", container, "/bin/true")
-    engine.out("exec", container, "touch", "/stop")
+    engine.out("exec", container, "/bin/touch", "/stop")
     engine.out("wait", container)
     ready, refused, *opened = engine.out("logs", container).splitlines()
     assert ready == "ready"
