@@ -75,6 +75,11 @@ class Context(Record):
         return value
 
     @property
+    def systemd_cgroup(self) -> bool:
+        """Whether control groups are units of systemd."""
+        return bool(self.globals["systemd-cgroup"])
+
+    @property
     def root(self) -> str:
         """The folder of the containers' records."""
         root: str = self.globals["root"]
@@ -110,7 +115,7 @@ GLOBAL_FLAGS = (
     Flag("log", str, help="file for the log (default: standard error)"),
     Flag("log-format", str, default="text", help="'text' or 'json'"),
     Flag("root", str, help=f"folder of the containers' records (default: {DEFAULT_ROOT} or the user's)"),
-    Flag("systemd-cgroup", bool, help="not supported: cgroups are made by file"),
+    Flag("systemd-cgroup", bool, help="make cgroups as units of systemd; cgroupsPath is slice:prefix:name"),
     Flag("rootless", str, default="auto", help="'true', 'false' or 'auto'"),
     Flag("help", bool, "h", help="show help"),
     Flag("version", bool, "v", help="print the version"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from errdefs import BuoyError, InvalidArgument, NotImplementedHere
+from errdefs import BuoyError, InvalidArgument
 
 from runc_bin import cli
 from runc_bin.libcontainer.failures import reason
@@ -70,8 +70,6 @@ def _fail(log: Log | None, verb: str, message: str) -> int:
 
 
 def _check_globals(flags: dict[str, cli.Value]) -> None:
-    if flags["systemd-cgroup"]:
-        raise NotImplementedHere("--systemd-cgroup is not supported: use the cgroupfs driver")
     root = str(flags["root"])
     root = os.path.abspath(root) if root else cli.default_root()
     if root == "/":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.support.debian import REPO
 from tests.systemd import vm
 from tests.systemd.machine import Machine
+from tests.systemd.test_systemd_driver import INSIDE, judge_unit
 
 pytestmark = [pytest.mark.root, pytest.mark.systemd, pytest.mark.cgroup2, pytest.mark.slow]
 
@@ -47,17 +49,24 @@ docker logs $id >/tmp/log
 n=$(wc -l </tmp/log); seq 0 $((n-1)) | cmp - /tmp/log && say log whole
 docker rm -f $id oom >/dev/null
 say left "$(test -e $group && echo $group)"
+/opt/buoy/current/bin/python -I /root/inside_limits.py
 """
 
 
-@pytest.mark.timeout(500)
-def test_units_restart_beside_a_container_with_limits(machine: Machine) -> None:
+@pytest.fixture(scope="module")
+def said(machine: Machine) -> dict[str, str]:
+    """What one boot of the machine has told, by name."""
     docker = shutil.which("docker") or str(REPO / ".venv/bin/docker")
     # Inside the nspawn machine the client is a bind mount, which the folder does not show.
     shutil.copy(docker, machine.root / "usr/bin/docker")
+    shutil.copy(INSIDE, machine.root / "root/inside_limits.py")
     assert Path(machine.root / "root/busybox.tar").exists()
-    printed = vm.run(machine.root, SCRIPT, timeout=400)
-    said = dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
+    printed = vm.run(machine.root, SCRIPT, timeout=450)
+    return dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
+
+
+@pytest.mark.timeout(500)
+def test_units_restart_beside_a_container_with_limits(said: dict[str, str]) -> None:
     assert said["group"].startswith("/sys/fs/cgroup/system.slice/buoy-containers.scope/")
     assert said["limits"] == f"{64 << 20} 50 50000 100000"
     assert said["reloaded"] == f"{said['began']} {said['limits']}"
@@ -72,3 +81,86 @@ def test_units_restart_beside_a_container_with_limits(machine: Machine) -> None:
     assert said["oom"] == "137 true"
     assert said["log"] == "whole"
     assert said["left"] == ""
+
+
+@pytest.mark.timeout(500)
+def test_a_container_is_a_unit(said: dict[str, str]) -> None:
+    judge_unit(json.loads(said["found"])["unit"], "MemoryMax")
+
+
+@pytest.mark.timeout(500)
+def test_limits_are_set_and_changed(said: dict[str, str]) -> None:
+    found = json.loads(said["found"])["unified"]
+    assert found["run"] == [0, ""]
+    mega = 1 << 20
+    first = {
+        "memory.max": str(64 * mega),
+        "memory.swap.max": str(64 * mega),
+        "cpu.max": "50500 100000",
+        "cpu.idle": "0",
+        "pids.max": "50",
+    }
+    more = {
+        "memory.low": str(32 * mega),
+        "memory.high": str(60 * mega),
+        "cpu.weight": "59",
+        "cpu.max.burst": "1000",
+        "cpuset.cpus": "0",
+        "cpuset.mems": "0",
+    }
+    assert found["set"] == first | more
+    # What an update leaves out stays, also where two values share a file or one is the other's difference.
+    assert found["quota"] == first | {"cpu.max": "20000 100000"}
+    assert found["period"] == found["quota"] | {"cpu.max": "20000 50000", "pids.max": "max"}
+    assert found["memory"] == found["period"] | {
+        "memory.max": str(56 * mega),
+        "memory.swap.max": str(72 * mega),
+    }
+    assert found["swap"] == found["memory"] | {"memory.swap.max": str(8 * mega), "cpu.idle": "1"}
+    assert found["refused"][0] == 1
+    assert "memory+swap limit should be >= memory limit" in found["refused"][1]
+    assert found["paused"] == "paused"
+    assert found["exec"] == "0::/"
+    assert found["delete"] == [0, ""]
+    assert found["left"] is False
+
+
+@pytest.mark.timeout(500)
+def test_usage_and_running_out_of_memory_are_told(said: dict[str, str]) -> None:
+    found = json.loads(said["found"])["unified"]
+    stats = found["stats"]
+    assert stats["memory"]["usage"]["limit"] == 64 << 20
+    assert stats["memory"]["swap"]["limit"] == 128 << 20
+    assert stats["pids"] == {"current": 1, "limit": 50}
+    assert stats["cpu"]["usage"].keys() == {"total", "kernel", "user"}
+    assert stats["hugetlb"]["2MB"] == {"failcnt": 0}
+    assert found["oom"] is True
+    # Six megabytes are enough: the runtime's own memory is not charged to the container.
+    code, events = found["small"]
+    assert code == 0
+    assert "oom 0" in events
+
+
+@pytest.mark.timeout(500)
+def test_what_cgroup_v2_cannot_do_is_refused(said: dict[str, str]) -> None:
+    found = json.loads(said["found"])["unified"]
+    for name, words in {
+        "slash": "must be a file name (no slashes)",
+        "swappiness": "linux.resources.memory.swappiness is not supported on cgroup v2",
+        "unknown": r"controller \"nothing\" not available",
+    }.items():
+        assert found[name][0] == 1
+        assert words in found[name][1]
+
+
+@pytest.mark.timeout(500)
+def test_a_cgroup_is_handed_to_the_user_in_it(said: dict[str, str]) -> None:
+    owners = json.loads(said["found"])["unified"]["owners"]
+    assert owners == {
+        ".": 1000,
+        "cgroup.procs": 1000,
+        "cgroup.subtree_control": 1000,
+        "cgroup.threads": 1000,
+        "memory.max": 0,
+        "cpu.max": 0,
+    }

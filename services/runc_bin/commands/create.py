@@ -42,6 +42,7 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
         preserve_fds=context.number("preserve-fds"),
         listen_fds=count,
         rootless=context.rootless,
+        systemd_cgroup=context.systemd_cgroup,
     )
     record = create.create(context.root, container_id, spec, options)
     try:

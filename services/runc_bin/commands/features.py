@@ -24,7 +24,7 @@ def run(_context: Context, _log: Log) -> int:
         "linux": {
             "namespaces": sorted(spec.NAMESPACE_FLAGS),
             "capabilities": list(capabilities.NAMES),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {"enabled": True},
             "apparmor": {"enabled": True},
             "selinux": {"enabled": False},

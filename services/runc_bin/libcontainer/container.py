@@ -25,7 +25,7 @@ def manager_of(record: State) -> Manager:
         from runc_bin.libcontainer.cgroups.rootless import NoGroup
 
         return NoGroup(record.init_process_pid if state.init_is_alive(record) else 0)
-    return Manager.from_paths(record.cgroup_paths)
+    return Manager.from_paths(record.cgroup_paths, record.cgroup_unit, user=record.cgroup_unit_of_user)
 
 
 def status(root: str, record: State) -> str:

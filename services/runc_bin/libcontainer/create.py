@@ -33,8 +33,8 @@ START_ERROR = "unable to start container process"
 class CreateOptions(Record):
     """How a container is to be made, beyond its spec. `console` is a connected socket that gets the master
     of the terminal; `preserve_fds` descriptors from 3 on are passed to the program, after `listen_fds` of
-    socket activation; `rootless` says whether a control group may be done without (None: when the caller has
-    no power over the host).
+    socket activation; `systemd_cgroup`: the control group is a unit of systemd; `rootless` says whether a
+    control group may be done without (None: when the caller has no power over the host).
     """
 
     bundle: str
@@ -43,6 +43,7 @@ class CreateOptions(Record):
     no_new_keyring: bool = False
     preserve_fds: int = 0
     listen_fds: int = 0
+    systemd_cgroup: bool = False
     rootless: bool | None = None
 
     @property
@@ -89,7 +90,9 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         from runc_bin.libcontainer import bind_sources
 
         bind_sources.check(spec)
-    manager = cgroups.manager_for(spec.linux, container_id)
+    manager = cgroups.manager_for(
+        spec.linux, container_id, _cgroup_owner(spec, maps), systemd=options.systemd_cgroup
+    )
     program = None
     if spec.seccomp:
         seccomp.check_flags(spec.seccomp.get("flags"))
@@ -103,6 +106,8 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         annotations=spec.annotations,
         namespaces={kind: namespace.path for kind, namespace in spec.namespaces.items()},
         cgroup_paths=manager.paths,
+        cgroup_unit=manager.unit,
+        cgroup_unit_of_user=manager.user,
         no_new_keyring=options.no_new_keyring,
         seccomp_flags=(spec.seccomp or {}).get("flags"),
         apparmor_profile=process.apparmor_profile,
@@ -131,10 +136,21 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
     return record
 
 
+def _cgroup_owner(spec: Spec, maps: Maps | None) -> int | None:
+    """The host's id of the user that is to own the container's cgroup: the one that runs in it, when it has a
+    v2 tree of its own to write to (config-linux.md, "Cgroup ownership"). None: it stays ours.
+    """
+    if maps is None or not spec.is_private("cgroup"):
+        return None
+    if not any(m.destination == "/sys/fs/cgroup" and not m.options.read_only for m in spec.mounts):
+        return None
+    return maps.host_uid(spec.process.uid if spec.process else 0)
+
+
 def _make_group(manager: cgroups.Manager, spec: Spec, rootless: bool | None) -> cgroups.Manager:
     """Make the control group; the manager of what the caller could make."""
     try:
-        if os.geteuid() != 0:
+        if os.geteuid() != 0 and not manager.starts_with_process:
             from runc_bin.libcontainer.cgroups.rootless import check_reach
 
             check_reach(manager)
@@ -216,6 +232,10 @@ def _bear(
     record = state.with_init(record, pid)
     state.save_state(root, record)
     crashpoint("runc.create.init-recorded")
+    if manager.starts_with_process:
+        manager.start_with(pid)
+        with contextlib.suppress(BrokenPipeError):
+            ours.send(Message.PLACED)
     if maps is not None and spec.is_private("user"):
         with step(START_ERROR):
             passage.admit(pid, maps, birth, ours)
@@ -246,9 +266,11 @@ def _open_namespaces(spec: Spec, undo: contextlib.ExitStack) -> list[tuple[int, 
 
 
 def _open_group(manager: cgroups.Manager) -> int | None:
-    """The directory of the v2 tree that init is born into; None on a pure v1 host."""
+    """The directory of the v2 tree that init is born into; None where there is none, or not yet."""
     path = manager.paths.get("")
-    return None if path is None else os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if path is None or manager.starts_with_process:
+        return None
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _clone(flags: int, group: int | None, joined: list[tuple[int, int]]) -> int:

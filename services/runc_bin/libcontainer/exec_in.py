@@ -157,12 +157,12 @@ def _begin(
     failed = stack.enter_context(contextlib.ExitStack())
     failed.callback(ours.close)
     manager = container.manager_of(record)
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and not manager.attaches:
         from runc_bin.libcontainer.cgroups.rootless import in_reach
 
         manager = in_reach(manager)
     group = None
-    if "" in manager.paths:
+    if "" in manager.paths and not manager.attaches:
         group = os.open(manager.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, group)
     flags = 0
@@ -192,8 +192,22 @@ def _begin(
     if pid == 0:
         _run(joining, first)
     crashpoint("runc.exec.cloned")
+    if manager.attaches:
+        _attach(manager, pid, ours)
     failed.pop_all()
     return Begun(pid, ours)
+
+
+def _attach(manager: cgroups.Manager, pid: int, channel: Channel) -> None:
+    """Have the child moved into the cgroup; it is ended when that fails."""
+    try:
+        manager.attach(pid)
+    except BaseException:
+        os.kill(pid, signals.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    with contextlib.suppress(BrokenPipeError):
+        channel.send(Message.PLACED)
 
 
 def hear(begun: Begun) -> bool:
@@ -235,8 +249,11 @@ def _run(joining: Joining, first: Callable[[], None] | None) -> NoReturn:
 
 def _enter(joining: Joining) -> None:
     """Join the container's cgroup and namespaces; of the pid namespace only children become members."""
-    with step("unable to join the container's cgroup"):
-        joining.manager.join_self(born_inside=joining.born_inside)
+    if joining.manager.attaches:
+        joining.channel.expect(Message.PLACED)
+    else:
+        with step("unable to join the container's cgroup"):
+            joining.manager.join_self(born_inside=joining.born_inside)
     score = joining.process.oom_score_adj
     identity.set_oom_score(joining.record.oom_score_adj if score is None else score)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # an ordinary user had to write the score first

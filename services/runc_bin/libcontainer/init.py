@@ -122,11 +122,13 @@ def prepare_child(channel: Channel, passed_fds: int, keep: Iterable[int]) -> Non
 def _build(birth: Birth) -> Root:
     """Everything that is done as root: namespaces, mounts, the new root, names, limits of the view."""
     spec = birth.spec
-    if not birth.entered:
+    if birth.manager.starts_with_process:
+        birth.channel.expect(Message.PLACED)
+    if not birth.entered or birth.manager.starts_with_process:
         with step("unable to join the container's cgroup"):
             birth.manager.join_self(born_inside=birth.born_inside)
-        if not spec.is_private("user"):
-            identity.set_oom_score(birth.process.oom_score_adj)
+    if not birth.entered and not spec.is_private("user"):
+        identity.set_oom_score(birth.process.oom_score_adj)
     if birth.time_offsets is not None:
         from runc_bin.libcontainer import time_offsets  # the spec's reader has loaded it
 

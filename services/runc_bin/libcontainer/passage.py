@@ -36,8 +36,9 @@ def clone_init(birth: Birth, ours: Channel, flags: int, group: int | None) -> tu
     in_between = joins_user and birth.time_offsets is not None
 
     def enter() -> None:
-        with step("unable to join the container's cgroup"):
-            birth.manager.join_self(born_inside=birth.born_inside)
+        if not birth.manager.starts_with_process:
+            with step("unable to join the container's cgroup"):
+                birth.manager.join_self(born_inside=birth.born_inside)
         offsets_fd = -1
         identity.set_oom_score(birth.process.oom_score_adj)
         if joins_user:

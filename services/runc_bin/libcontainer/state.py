@@ -28,7 +28,8 @@ class State(Record):
     """What is recorded. `init_process_pid` is 0 before there is one; `init_process_start` is its start time
     in clock ticks since boot, which tells a reused pid apart; `created` is RFC 3339 in UTC; `namespaces`
     maps the kinds that are not the caller's own to the path joined, empty for a new one; `late_hooks` says
-    that the bundle's spec has hooks for after the creation.
+    that the bundle's spec has hooks for after the creation; `cgroup_unit` names the unit of systemd that the
+    control group is, if it is one, and `cgroup_unit_of_user` says that it is the caller's own systemd's.
     """
 
     id: str
@@ -39,6 +40,8 @@ class State(Record):
     annotations: Mapping[str, str]
     namespaces: Mapping[str, str]
     cgroup_paths: Mapping[str, str]
+    cgroup_unit: str = ""
+    cgroup_unit_of_user: bool = False
     init_process_pid: int = 0
     init_process_start: int = 0
     no_new_keyring: bool = False

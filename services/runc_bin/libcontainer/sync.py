@@ -40,6 +40,9 @@ Where a user namespace is joined, or others beside it, `clone` is this (`passage
 
 What init may ask for after GO, before it makes its mounts, is drawn in `bind_sources`.
 
+Where systemd makes the control group, or has to move the child into it, the child waits for PLACED first of
+all: its parent has had that done.
+
 Until GO both work at once: what init does then dies with it. The device rules must be whole before it makes
 devices, since the kernel asks them for mknod too. Until the last DONE init dies with its parent.
 
@@ -60,6 +63,7 @@ _LARGEST = 1 << 16
 class Message:
     """What a packet says."""
 
+    PLACED = b"p"
     BORN = b"b"
     MAPPED = b"m"
     GO = b"g"

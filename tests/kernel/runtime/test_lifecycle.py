@@ -219,7 +219,6 @@ def test_terminal_flags(bundle: Bundle) -> None:
 
 
 def test_refused_options(bundle: Bundle) -> None:
-    assert "--systemd-cgroup is not supported" in bundle.call("--systemd-cgroup", "list", check=False).stderr
     assert "Option --root" in bundle.call("--root", "/", "list", check=False).stderr
     assert "invalid container ID format" in bundle.call("create", "a/b", check=False).stderr
     assert "invalid container ID format" in bundle.call("state", "..", check=False).stderr

@@ -63,12 +63,19 @@ def enable_controllers(directory: str, only: Iterable[str] | None = None) -> Non
 
 
 def give(directory: str, uid: int) -> None:
-    """Make `uid` the owner of the cgroup and of the files that its user may write; the limits stay ours."""
+    """Make `uid` the owner of the cgroup and of the files that its user may write; the limits stay ours.
+
+    A caller who has no power over the host may be unable to: then all stays theirs.
+    """
     try:
         names = files.read("/sys/kernel/cgroup/delegate").split()
     except FileNotFoundError:  # of Linux 4.15
         names = list(_DELEGATED)
-    os.chown(directory, uid, -1)
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):  # memory.reclaim and others come with a controller
-            os.chown(f"{directory}/{name}", uid, -1)
+    try:
+        os.chown(directory, uid, -1)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # memory.reclaim and others come with a controller
+                os.chown(f"{directory}/{name}", uid, -1)
+    except PermissionError:
+        if not hierarchy.no_power():
+            raise

@@ -17,7 +17,7 @@ from linux.crashpoints import crashpoint
 from . import files, hierarchy
 from .device_rules import DeviceState, target_state
 from .oom import OomEvents
-from .resources import Resources, by_controller, check, entries
+from .resources import Resources, by_controller, check, entries, section
 
 MEMBERSHIP_RETRIES = 5
 
@@ -37,13 +37,22 @@ class Manager(ABC):
         self.paths: dict[str, str] = dict(paths)
         self._resources = resources
         self.owner = owner
+        self.unit = ""  # the name of the unit that it is, with the systemd driver
+        self.user = False  # whether that is a unit of the caller's own systemd
 
     @staticmethod
-    def from_paths(paths: Mapping[str, str]) -> Manager:
-        """The manager of a container with these `paths` on record; InvalidArgument for a relative one."""
+    def from_paths(paths: Mapping[str, str], unit: str = "", *, user: bool = False) -> Manager:
+        """The manager of a container with these `paths` on record, and this `unit` (of the `user`'s systemd).
+
+        InvalidArgument for a relative path.
+        """
         for path in paths.values():
             if not path.startswith("/") or os.path.normpath(path) != path:
                 raise InvalidArgument(f"invalid cgroup path {path!r}")
+        if unit:
+            from .systemd import found_unit
+
+            return found_unit(paths, unit, user=user, resources={})
         return _class_for(paths)(paths, {})
 
     @property
@@ -58,6 +67,20 @@ class Manager(ABC):
         Directories of an earlier container are taken over when they are empty. Conflict when processes live
         there, or when it is frozen; what was made before an error is removed.
         """
+
+    # Whether the cgroup can only be made around a process: `start_with` then follows the birth of the first
+    # one, which is not to join before.
+    starts_with_process = False
+    # Whether somebody else has to move a further process into the cgroup: `attach`, and not `join_self`.
+    attaches = False
+
+    def start_with(self, pid: int) -> None:
+        """Make the cgroup with process `pid` in it; only where `starts_with_process`."""
+        raise NotImplementedError
+
+    def attach(self, pid: int) -> None:
+        """Have process `pid` moved into the cgroup; only where `attaches`."""
+        raise NotImplementedError
 
     @abstractmethod
     def add_pid(self, pid: int) -> None:
@@ -163,8 +186,12 @@ class Manager(ABC):
             raise Conflict("container's cgroup unexpectedly frozen")
 
 
-def manager_for(spec_linux: Mapping[str, Any], container_id: str, owner: int | None = None) -> Manager:
+def manager_for(
+    spec_linux: Mapping[str, Any], container_id: str, owner: int | None = None, *, systemd: bool = False
+) -> Manager:
     """The manager for a container of the OCI `linux` object `spec_linux` (its `cgroupsPath` and `resources`).
+
+    With `systemd` it is a unit of systemd, and `cgroupsPath` is `slice:prefix:name`.
 
     Nothing is changed; all of `resources` is checked. InvalidArgument for a spec that is wrong or that this
     host's cgroup version cannot serve, NotFound for a limit whose controller the host lacks,
@@ -179,6 +206,12 @@ def manager_for(spec_linux: Mapping[str, Any], container_id: str, owner: int | N
         raise InvalidArgument("linux.resources must be an object")
     check(resources, unified=hierarchy.unified())
     target_state(entries(resources, "devices"))
+    if systemd:
+        from .systemd import unit_manager
+
+        made = unit_manager(cgroups_path, resources, container_id, owner, user=hierarchy.no_power())
+        _require_controllers(resources, made.paths)
+        return made
     if hierarchy.unified():
         paths = {"": hierarchy.v2_path(cgroups_path, container_id)}
         if paths[""].rstrip("/") == hierarchy.MOUNT:
@@ -198,6 +231,12 @@ def _require_controllers(resources: Resources, paths: Mapping[str, str]) -> None
             raise NotFound(
                 f"linux.resources.{next(iter(limits))}: "
                 f"cgroup controller {controller} is not available on this host"
+            )
+    for name in section(resources, "unified"):
+        controller = name.partition(".")[0]
+        if controller not in beside and controller != "cgroup":
+            raise NotFound(
+                f'unified resource "{name}" can\'t be set: controller "{controller}" not available'
             )
 
 

@@ -50,32 +50,40 @@ class ManagerV1(Manager):
         return self.paths.get("devices") or next(iter(self.paths.values()))
 
     def create(self) -> None:
-        beside = self._beside(self._resources)
         with ExitStack() as undo:
-            made: set[str] = set()
-            for controller, path in self._directories():
-                try:
-                    new = make_directories(path)
-                except OSError:
-                    if controller in _BEST_EFFORT and (controller or not beside):
-                        continue
-                    raise
-                undo.callback(remove_directories, new)
-                made.update(new)
+            made = self._make_directories(undo)
             crashpoint("cgroups.created")
             if self.directory not in made:
                 self._require_unused()
-            if cpuset := self.paths.get("cpuset"):
-                self._prepare_cpuset(cpuset, new=cpuset in made)
-            if cpu := self.paths.get("cpu"):
-                # before any process joins: a real-time process cannot move into a cgroup without a real-time
-                # budget
-                _set_realtime(cpu, section(self._resources, "cpu"))
-            if memory := self.paths.get("memory"):
-                self._prepare_memory(memory)
-            if beside:
-                delegation.enable_controllers(self.paths[""], beside)
+            self._prepare(made)
             undo.pop_all()
+
+    def _make_directories(self, undo: ExitStack) -> set[str]:
+        """Make what is missing; the new ones, which `undo` will remove."""
+        beside = self._beside(self._resources)
+        made: set[str] = set()
+        for controller, path in self._directories():
+            try:
+                new = make_directories(path)
+            except OSError:
+                if controller in _BEST_EFFORT and (controller or not beside):
+                    continue
+                raise
+            undo.callback(remove_directories, new)
+            made.update(new)
+        return made
+
+    def _prepare(self, made: set[str]) -> None:
+        """Make the directories, of which `made` are new, fit to take processes."""
+        if cpuset := self.paths.get("cpuset"):
+            self._prepare_cpuset(cpuset, new=cpuset in made)
+        if cpu := self.paths.get("cpu"):
+            # before any process joins: a real-time process cannot move into a cgroup without a budget for it
+            _set_realtime(cpu, section(self._resources, "cpu"))
+        if memory := self.paths.get("memory"):
+            self._prepare_memory(memory)
+        if beside := self._beside(self._resources):
+            delegation.enable_controllers(self.paths[""], beside)
 
     def _beside(self, resources: Resources) -> dict[str, Resources]:
         """The limits, by controller, that a hybrid host sets in its v2 tree: their controller is in no v1

@@ -56,10 +56,13 @@ class ManagerV2(Manager):
             if self.directory not in made:
                 self._require_unused()
             delegation.enable_controllers(self.directory)
-            self._check_type()
-            if self.owner is not None:
-                delegation.give(self.directory, self.owner)
+            self._prepare()
             undo.pop_all()
+
+    def _prepare(self) -> None:
+        self._check_type()
+        if self.owner is not None:
+            delegation.give(self.directory, self.owner)
 
     def _check_type(self) -> None:
         kind = files.read(self.directory + "/cgroup.type").strip()
@@ -180,11 +183,7 @@ class ManagerV2(Manager):
         self._set_unified(resources)
 
     def _set_memory(self, memory: Resources, *, live: bool) -> None:
-        limit, swap = number(memory, "limit") or 0, number(memory, "swap") or 0
-        if live and limit > 0 and not swap:
-            swap = self._combined_limit()
-        elif live and swap > 0 and not limit:
-            limit = self._limit("memory.max")
+        limit, swap = self._memory_and_swap(memory, live=live)
         swap_value = swap_max(limit, swap)
         if memory.get("checkBeforeUpdate") is True:
             self._check_usage(limit, swap)
@@ -200,6 +199,15 @@ class ManagerV2(Manager):
             self._set("memory.max", "max" if limit == -1 else str(limit))
         if reservation := number(memory, "reservation"):
             self._set("memory.low", "max" if reservation == -1 else str(reservation))
+
+    def _memory_and_swap(self, memory: Resources, *, live: bool) -> tuple[int, int]:
+        """memory and memory+swap limit to set; with `live` one that is not given is the one in force."""
+        limit, swap = number(memory, "limit") or 0, number(memory, "swap") or 0
+        if live and limit > 0 and not swap:
+            swap = self._combined_limit()
+        elif live and swap > 0 and not limit:
+            limit = self._limit("memory.max")
+        return limit, swap
 
     def _limit(self, name: str) -> int:
         """A limit in force in bytes; 0 when there is none."""
