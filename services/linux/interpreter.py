@@ -252,9 +252,9 @@ def _mounted(run_dir: str) -> str | None:
 
     try:
         os.makedirs(run_dir, 0o700, exist_ok=True)
+        folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:  # root of a user namespace only
         return None
-    folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # of several callers one mounts, the others find it
         if _is_mounted(path, source):

@@ -8,11 +8,10 @@ asked for.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Sequence
 
 from errdefs import DeadlineExceeded, Internal, InvalidArgument
-from linux import fds, syscalls
+from linux import fds, signals, syscalls
 
 from runc_bin.libcontainer.failures import reason
 from runc_bin.libcontainer.spec import IdMapping, Mount, Namespace, Spec
@@ -160,11 +159,11 @@ def of_namespace(path: str) -> Maps:
     pid = os.fork()
     if pid == 0:
         try:
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signals.SIGKILL)
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             syscalls.setns(os.open(path, os.O_RDONLY | os.O_CLOEXEC), syscalls.CLONE_NEWUSER)
             os.write(told, b"+")
-            signal.pause()
+            signals.pause()
         except OSError as error:
             os.write(told, os.strerror(error.errno or 0).lower().encode())
         finally:
@@ -177,7 +176,7 @@ def of_namespace(path: str) -> Maps:
         return of_process(pid)
     finally:
         os.close(joined)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signals.SIGKILL)
         os.waitpid(pid, 0)
 
 
@@ -236,7 +235,7 @@ def _run(tool: str, words: Sequence[str]) -> None:
             {},
             file_actions=streams,
             setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGTERM, signal.SIGINT),
+            setsigdef=(signals.SIGPIPE, signals.SIGTERM, signals.SIGINT),
         )
     finally:
         os.close(end)
@@ -244,7 +243,7 @@ def _run(tool: str, words: Sequence[str]) -> None:
     try:
         ended = fds.has_exited(pidfd, _TOOL_SECONDS)
         if not ended:
-            fds.signal_pidfd(pidfd, signal.SIGKILL)
+            fds.signal_pidfd(pidfd, signals.SIGKILL)
         _, status = os.waitpid(pid, 0)
         said = os.read(output, _TOOL_OUTPUT).decode(errors="replace").strip() if ended else ""
     finally:

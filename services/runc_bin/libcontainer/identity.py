@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
 import stat
 from collections.abc import Iterable, Sequence
 
 from errdefs import Internal, InvalidArgument, NotFound
-from linux import syscalls
+from linux import signals, syscalls
 
 from runc_bin.libcontainer import capabilities, devices
 from runc_bin.libcontainer.failures import step
@@ -72,7 +71,7 @@ def become_root() -> None:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signals.SIGKILL)
 
 
 def enter_directory(cwd: str) -> bool:

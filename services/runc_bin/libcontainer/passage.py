@@ -8,11 +8,10 @@ first process is its sibling: `sync` shows the talk. Loaded only where a user na
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Sequence
 
 from errdefs import Internal
-from linux import syscalls
+from linux import signals, syscalls
 
 from runc_bin.libcontainer import id_mappings, identity, time_offsets
 from runc_bin.libcontainer.failures import reason, step
@@ -64,7 +63,7 @@ def _clone_through(
     between = syscalls.clone(0, cgroup_fd=group)
     if between == 0:
         try:
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signals.SIGKILL)
             enter()
             pid = syscalls.clone(flags | syscalls.CLONE_PARENT)
             if pid == 0:

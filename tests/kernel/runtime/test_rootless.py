@@ -267,6 +267,22 @@ def test_it_needs_a_user_namespace_of_its_own_ids(home: Home) -> None:
     assert home.records() == []
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_root_of_a_user_namespace_only(home: Home, again: bool) -> None:
+    """As podman runs a runtime: inside its user namespace, where a container may have one more or none."""
+    home.wrapper = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "unshare", "-Ur"]
+    linux = home.spec["linux"]
+    if again:
+        linux["uidMappings"][0]["hostID"] = linux["gidMappings"][0]["hostID"] = 0
+    else:
+        del linux["uidMappings"], linux["gidMappings"]
+        linux["namespaces"] = [item for item in linux["namespaces"] if item["type"] != "user"]
+    done = home.run("sh", "-c", "id; cat /proc/self/uid_map")
+    first = 0 if again else USER
+    assert done.stdout.split() == ["uid=0", "gid=0", "0", str(first), "1"]
+    assert home.records() == []
+
+
 @pytest.fixture
 def subids(home: Home) -> Home:
     """The user has a name and ids to map, in a mount namespace of the test's own."""
