@@ -421,6 +421,11 @@ class Container:
         """All processes of the container."""
         return await self._runtime.pids(self.id)
 
+    async def stats(self) -> bytes:
+        """Usage of the container's cgroup, an encoded Any; FailedPrecondition when it has ended."""
+        self.init.need("measure", Status.CREATED, Status.STARTING, Status.RUNNING, Status.PAUSED)
+        return await self._runtime.stats(self.id, self.init.pid)
+
     async def update(self, resources: bytes) -> None:
         """Change limits; resources: the JSON of the OCI `linux.resources` object."""
         await self._runtime.update(self.id, resources)

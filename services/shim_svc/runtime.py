@@ -30,11 +30,13 @@ from runc_bin.libcontainer.state import load_state
 
 from shim_svc.bundle import read_file
 from shim_svc.forks import fork_child, set_stdio, signals_blocked
-from shim_svc.reaper import Reaper
+from shim_svc.metrics import manager_by_pid, manager_by_state, measure
+from shim_svc.reaper import Exit, Reaper
 from shim_svc.title import set_title
 
 BUILT_IN = "runc-bin"
 _START = 120.0  # seconds that init may take to go on
+_STATS = 10.0  # seconds that reading a cgroup may take
 _DELETE_TRIES = 4
 
 
@@ -107,15 +109,7 @@ class Runtime:
             before = self._log_size()
             arguments = [*self._options, *words]
             pid = fork_child(lambda: self._child(arguments), stdio=stdio)
-            ended = self._reaper.exit_of(pid)
-            # Until it is waited for, the number is the child's.
-            timer = asyncio.get_running_loop().call_later(timeout, os.kill, pid, signal.SIGKILL)
-            exit_ = await ended
-            if timer.when() <= asyncio.get_running_loop().time():
-                raise errdefs.DeadlineExceeded(
-                    f"{failure}: {self.binary} {words[0]} did not end in {timeout:g} s"
-                )
-            timer.cancel()
+            exit_ = await self._end_of(pid, f"{failure}: {self.binary} {words[0]}", timeout)
             printed = os.pread(output, 16 << 20, 0).decode(errors="replace") if output >= 0 else ""
         finally:
             if output >= 0:
@@ -130,6 +124,17 @@ class Runtime:
                     message += f": {printed.strip()}"
             raise kind(f"{failure}: {message}")
         return printed
+
+    async def _end_of(self, pid: int, what: str, timeout: float) -> Exit:
+        """The exit of a child just forked, which is killed after `timeout` seconds; then DeadlineExceeded."""
+        ended = self._reaper.exit_of(pid)
+        # Until it is waited for, the number is the child's.
+        timer = asyncio.get_running_loop().call_later(timeout, os.kill, pid, signal.SIGKILL)
+        exit_ = await ended
+        if timer.when() <= asyncio.get_running_loop().time():
+            raise errdefs.DeadlineExceeded(f"{what} did not end in {timeout:g} s")
+        timer.cancel()
+        return exit_
 
     def _child(self, arguments: list[str]) -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -350,6 +355,35 @@ class Runtime:
         await self.call(
             "update", "--resources", "-", container, failure="OCI runtime update failed", stdin=resources
         )
+
+    async def stats(self, container: str, pid: int) -> bytes:
+        """Usage of the container's cgroup: an encoded Any (`metrics.measure`). pid: the init process's.
+
+        Measured in a child, so that the shim's memory does not grow by it.
+        """
+        failure = "failed to get container stats"
+        output, source = os.memfd_create("stats", os.MFD_CLOEXEC), _readable(b"")
+        try:
+            child = fork_child(lambda: self._measure(container, pid), stdio=(source, output, output))
+            exit_ = await self._end_of(child, f"{failure}: reading the cgroup", _STATS)
+            found = os.pread(output, 16 << 20, 0)
+        finally:
+            os.close(output)
+            os.close(source)
+        if exit_.status:
+            raise errdefs.Internal(f"{failure}: {found.decode(errors='replace').strip()}")
+        return found
+
+    def _measure(self, container: str, pid: int) -> int:
+        """In the child: print the usage, or why there is none."""
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            manager = manager_by_state(self._options[1], container) if self.built_in else manager_by_pid(pid)
+            found, code = bytes(measure(manager)), 0
+        except (errdefs.BuoyError, OSError) as error:
+            found, code = reason(error).encode(), 1
+        os.write(1, found)
+        return code
 
 
 def _become_runtime(words: str, stdio: tuple[int, int, int]) -> None:

@@ -33,6 +33,8 @@ from pb.containerd.task.v2 import (
     StartResponse,
     StateRequest,
     StateResponse,
+    StatsRequest,
+    StatsResponse,
     TaskBase,
     UpdateTaskRequest,
     WaitRequest,
@@ -281,6 +283,12 @@ class TaskService(TaskBase):
         if message.stdin:
             container.close_stdin(process)
         return Empty()
+
+    @_edge
+    async def stats(self, message: StatsRequest) -> StatsResponse:
+        """Usage of the container's cgroup."""
+        container = await self._get(message.id)
+        return StatsResponse(stats=Any.parse(await container.stats()))
 
     @_edge
     async def update(self, message: UpdateTaskRequest) -> Empty:
