@@ -91,7 +91,7 @@ def protect_self(run_dir: str) -> None:
     # venv
     arguments = [sys.executable or sys.orig_argv[0], *sys.orig_argv[1:]]
     environment = {**os.environ, _MARK: _name()}
-    path = _mounted(run_dir) if os.geteuid() == 0 else None
+    path = _mounted(run_dir) if os.geteuid() == 0 and _only_roots(run_dir) else None
     if path is not None:
         os.execve(path, arguments, environment)
     os.execve(_copy_in_memory(), arguments, environment)
@@ -265,6 +265,19 @@ def _mounted(run_dir: str) -> str | None:
         return path
     finally:
         os.close(folder)
+
+
+def _only_roots(folder: str) -> bool:
+    """Whether nobody but root can put something else in the place of a folder, or of one above it."""
+    while True:
+        try:
+            if os.stat(folder).st_uid != 0:
+                return False
+        except FileNotFoundError:
+            pass
+        if folder in ("/", ""):
+            return True
+        folder = os.path.dirname(folder)
 
 
 def _mount(path: str) -> bool:

@@ -260,6 +260,7 @@ def _enter(joining: Joining) -> None:
     in_user_namespace = bool(joining.flags & syscalls.CLONE_NEWUSER)
     if in_user_namespace:
         identity.raise_limits(0, joining.process.rlimits)
+        identity.drop_groups()
     if joining.flags:
         with step("unable to join the container's namespaces"):
             syscalls.setns(joining.pidfd, joining.flags)

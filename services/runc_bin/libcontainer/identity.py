@@ -127,6 +127,12 @@ def _check_directory() -> None:
         )
 
 
+def drop_groups() -> None:
+    """Leave all groups of the caller's on the way into a user namespace that may forbid it from then on."""
+    if os.geteuid() == 0:
+        os.setgroups(())
+
+
 def _set_groups(groups: Sequence[int]) -> None:
     """setgroups(2). A user namespace that an ordinary user has made may forbid it for good, and then the
     groups that the user has outside stay, as nobody's; none can be asked for.

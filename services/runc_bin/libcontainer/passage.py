@@ -106,8 +106,7 @@ def join(joined: Sequence[tuple[int, int]]) -> Joined:
             raise Internal(f"unable to join a namespace: {reason(error)}") from error
     if user < 0:
         return left
-    if os.geteuid() == 0:
-        os.setgroups(())  # in there it may be forbidden
+    identity.drop_groups()
     with step("unable to join the user namespace"):
         syscalls.setns(user, syscalls.CLONE_NEWUSER)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # a change of rights may have undone it

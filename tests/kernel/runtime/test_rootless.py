@@ -267,6 +267,22 @@ def test_it_needs_a_user_namespace_of_its_own_ids(home: Home) -> None:
     assert home.records() == []
 
 
+def test_root_takes_no_group_of_its_own_along(home: Home) -> None:
+    """The user namespace forbids setgroups(2), so root's groups must be left before it is entered."""
+    container_id, _ = home.start("sleep", "60")
+    words = (
+        "--root",
+        str(home.run_dir / "buoy-runc"),
+        "exec",
+        container_id,
+        "grep",
+        "Groups",
+        "/proc/self/status",
+    )
+    done = home.call(*words, user=0, group=0, extra_groups=[0, 4242])
+    assert done.stdout.split() == ["Groups:"]
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_root_of_a_user_namespace_only(home: Home, again: bool) -> None:
     """As podman runs a runtime: inside its user namespace, where a container may have one more or none."""
