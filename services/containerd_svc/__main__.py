@@ -15,6 +15,7 @@ import errdefs
 import uvloop
 from rpc import service_manager
 
+from containerd_svc import config
 from containerd_svc.daemon import Settings, serve
 from containerd_svc.hold import hold
 
@@ -37,18 +38,19 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    settings = Settings(
-        root=Path(os.path.abspath(options.root)),
-        state=Path(os.path.abspath(options.state)),
-        address=os.path.abspath(options.address),
-        sockets=Path(os.path.abspath(options.sockets)),
-        runtime_root=os.path.abspath(options.runtime_root),
-        nursery=os.path.abspath(options.nursery),
-        debug=options.log_level in ("trace", "debug"),
-    )
     # The event loop hands work to threads all the time: it must get the interpreter back at once.
     sys.setswitchinterval(0.0005)
     try:
+        settings = Settings(
+            root=Path(os.path.abspath(options.root)),
+            state=Path(os.path.abspath(options.state)),
+            address=os.path.abspath(options.address),
+            sockets=Path(os.path.abspath(options.sockets)),
+            runtime_root=os.path.abspath(options.runtime_root),
+            nursery=os.path.abspath(options.nursery),
+            debug=options.log_level in ("trace", "debug"),
+            config=config.load(Path(options.config)) if options.config else config.Config(),
+        )
         passed = service_manager.listen_fds()
         held = hold(settings.root, settings.state)
         listener = service_manager.listening_socket(passed, "containerd.sock", settings.address)
@@ -73,6 +75,7 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="containerd-svc", description="containerd's services for Buoy")
+    parser.add_argument("--config", default="", help="a TOML file in the form of containerd's, version 2")
     parser.add_argument("--root", default="/var/lib/buoy/containerd", help="data that outlives a boot")
     parser.add_argument("--state", default="/run/buoy/containerd", help="bundles; on a tmpfs")
     parser.add_argument("--address", default="/run/buoy/containerd.sock", help="the API's Unix socket")

@@ -28,9 +28,11 @@ from containerd_svc.api.images import ImagesService
 from containerd_svc.api.introspection import IntrospectionService
 from containerd_svc.api.leases import LeasesService
 from containerd_svc.api.namespaces import NamespacesService
+from containerd_svc.api.sandboxes import SandboxStoreService
 from containerd_svc.api.snapshots import SnapshotsService
 from containerd_svc.api.tasks import TasksService
 from containerd_svc.api.version import VersionService
+from containerd_svc.config import Config
 from containerd_svc.containers import Container, Containers
 from containerd_svc.content import ContentStore
 from containerd_svc.diff import Differ
@@ -40,8 +42,10 @@ from containerd_svc.gc_schedule import Schedule
 from containerd_svc.images import ImageStore
 from containerd_svc.leases import Leases
 from containerd_svc.namespaces import Namespaces
+from containerd_svc.plugins import GRPC, SCHEDULER
 from containerd_svc.recover import Recovery
 from containerd_svc.restart_policy import explicitly_stopped
+from containerd_svc.sandboxes import Sandboxes
 from containerd_svc.shims import Shims
 from containerd_svc.snapshots import Snapshots
 from containerd_svc.supervisor import Supervisor
@@ -62,6 +66,7 @@ class Settings:
     runtime_root: str
     nursery: str
     debug: bool
+    config: Config
 
 
 async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
@@ -89,26 +94,31 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         await snapshots.start()
         stack.push_async_callback(snapshots.close)
         collector = Collector(database, content, snapshots, events)
-        services: list[ServiceBase] = [
-            VersionService(importlib.metadata.version("buoy"), "buoy"),
-            NamespacesService(Namespaces(database, events)),
-            ContainersService(containers),
-            TasksService(Tasks(supervisor, containers, settings.runtime_root)),
-            EventsService(events),
-            ContentService(content),
-            SnapshotsService(snapshots),
-            ImagesService(ImageStore(database, events), collector),
-            DiffService(Differ(content, _made(settings.root / "diff"))),
-            LeasesService(Leases(database), collector),
-        ]
-        services.append(IntrospectionService(await _identity(database), _parts(services)))
-        services.append(HealthService(_names(services)))
+        disabled = settings.config.disabled
+        served: dict[str, ServiceBase] = {
+            "version": VersionService(importlib.metadata.version("buoy"), "buoy"),
+            "namespaces": NamespacesService(Namespaces(database, events)),
+            "containers": ContainersService(containers),
+            "tasks": TasksService(Tasks(supervisor, containers, settings.runtime_root)),
+            "events": EventsService(events),
+            "content": ContentService(content),
+            "snapshots": SnapshotsService(snapshots),
+            "images": ImagesService(ImageStore(database, events), collector),
+            "diff": DiffService(Differ(content, _made(settings.root / "diff"))),
+            "leases": LeasesService(Leases(database), collector),
+            "sandboxes": SandboxStoreService(Sandboxes(database)),
+            "introspection": IntrospectionService(await _identity(database), disabled),
+        }
+        services = [service for id_, service in served.items() if f"{GRPC}.{id_}" not in disabled]
+        if f"{GRPC}.healthcheck" not in disabled:
+            services.append(HealthService(_names(services)))
         found = await Recovery(supervisor).run()
         server = Server(services)
         await server.serve(listener)
         stack.push_async_callback(server.close)
-        for background in (service_manager.watchdog(), Schedule(collector, events).run()):
-            stack.callback(asyncio.create_task(background).cancel)
+        stack.callback(asyncio.create_task(service_manager.watchdog()).cancel)
+        if SCHEDULER not in disabled:
+            stack.callback(asyncio.create_task(Schedule(collector, events).run()).cancel)
         gc.freeze()
         service_manager.ready(f"{found} tasks")
         log.info("serving %s, %d tasks", settings.address, found)
@@ -142,20 +152,3 @@ async def _identity(database: Database) -> str:
 def _names(services: list[ServiceBase]) -> set[str]:
     """The full names of the services."""
     return {path.split("/")[1] for service in services for path in service.__mapping__()}  # type: ignore[attr-defined]
-
-
-def _parts(services: list[ServiceBase]) -> list[tuple[str, str]]:
-    """The plugins of a containerd that has the same parts."""
-    kinds = [("io.containerd.grpc.v1", name.split(".")[-3]) for name in sorted(_names(services))]
-    return [
-        *kinds,
-        ("io.containerd.grpc.v1", "introspection"),
-        ("io.containerd.grpc.v1", "healthcheck"),
-        ("io.containerd.content.v1", "content"),
-        ("io.containerd.snapshotter.v1", "overlayfs"),
-        ("io.containerd.snapshotter.v1", "native"),
-        ("io.containerd.metadata.v1", "sqlite"),
-        ("io.containerd.runtime.v2", "task"),
-        ("io.containerd.gc.v1", "scheduler"),
-        ("io.containerd.monitor.container.v1", "restart"),
-    ]

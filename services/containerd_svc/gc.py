@@ -1,9 +1,10 @@
 """The collector: removes content and committed snapshots of a namespace that nothing holds.
 
-Roots are images, live leases, active and view snapshots with the chains below them, and whatever carries the
-label `containerd.io/gc.root`. From a blob or snapshot the labels `containerd.io/gc.ref.content[.…]` and
-`containerd.io/gc.ref.snapshot.<snapshotter>[/…]` lead on; a snapshot leads to its parent. Marking and the
-removal of rows are one transaction, so that nothing made meanwhile is lost; files go afterwards.
+Roots are images, what the labels of sandboxes refer to, live leases, active and view snapshots with the
+chains below them, and whatever carries the label `containerd.io/gc.root`. From a blob or snapshot the labels
+`containerd.io/gc.ref.content[.…]` and `containerd.io/gc.ref.snapshot.<snapshotter>[/…]` lead on; a snapshot
+leads to its parent. Marking and the removal of rows are one transaction, so that nothing made meanwhile is
+lost; files go afterwards.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ def _graph(
         "SELECT digest, labels FROM images WHERE namespace=?", (namespace,)
     ):
         roots.append(("content", digest))
+        roots.extend(_references(labels.load(text)))
+    for (text,) in connection.execute("SELECT labels FROM sandboxes WHERE namespace=?", (namespace,)):
         roots.extend(_references(labels.load(text)))
     return edges, roots, committed
 

@@ -17,7 +17,7 @@ CREATE TABLE namespaces (name TEXT PRIMARY KEY, labels TEXT NOT NULL) WITHOUT RO
 """
 
 # The tables whose rows must be gone before a namespace may be deleted.
-_CONTENTS = ("images", "blobs", "containers", "snapshots")
+_CONTENTS = ("images", "blobs", "containers", "snapshots", "sandboxes")
 
 
 def ensure(connection: sqlite3.Connection, namespace: str) -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from containerd_svc import containers, content, events, images, leases, namespaces, snapshots, task_rows
+from containerd_svc import (
+    containers,
+    content,
+    events,
+    images,
+    leases,
+    namespaces,
+    sandboxes,
+    snapshots,
+    task_rows,
+)
 
 MIGRATIONS = [
     "\n".join(
@@ -17,5 +27,6 @@ MIGRATIONS = [
             images.MIGRATION,
             "CREATE TABLE daemon (uuid TEXT NOT NULL);",
         )
-    )
+    ),
+    sandboxes.MIGRATION,
 ]

@@ -15,10 +15,9 @@ from containerd_svc.api.diff import DiffService
 from containerd_svc.api.images import ImagesService
 from containerd_svc.api.leases import LeasesService
 from containerd_svc.api.snapshots import SnapshotsService
+from containerd_svc.schema import MIGRATIONS
 from rpc.grpc import Channel, Server
 from storage.database import Database
-
-MIGRATIONS = [events.MIGRATION, leases.MIGRATION, content.MIGRATION, images.MIGRATION, snapshots.MIGRATION]
 
 
 @dataclass

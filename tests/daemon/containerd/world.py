@@ -73,6 +73,8 @@ class World:
         self.state = self.dir / "state"
         self.sockets = self.dir / "s"
         self.log = self.dir / "log"
+        self.options: dict[str, str] = {}
+        """Further options of the daemon."""
         self.nursery: subprocess.Popen[bytes] | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
         self.channel = Channel(self.address, namespace="moby", timeout=30)
@@ -102,6 +104,7 @@ class World:
             "runtime-root": str(self.dir / "runc"),
             "nursery": str(self.dir / "shim.sock"),
             "log-level": "info",
+            **self.options,
             **changes,
         }
         return [str(BIN / "containerd-svc"), *(f"--{name}={value}" for name, value in options.items())]
