@@ -48,7 +48,7 @@ for word in "$@"; do
     esac
 done
 for file in "$mounts"/python-*; do
-    [ "$file" -ef {python} ] && {mark}=${{0##*/}} exec "$file" -IS "$0" "$@"
+    [ "$file" -ef {python} ] && [ -O "${{mounts%/@python}}" ] && {mark}=${{0##*/}} exec "$file" -IS "$0" "$@"
 done
 exec {python} -IS "$0" "$@"
 '''
