@@ -145,6 +145,39 @@ def unified_limits() -> dict[str, Any]:
     return found
 
 
+def trees() -> dict[str, Any]:
+    """What containers see at /sys/fs/cgroup on cgroup v2: with and without a cgroup and a user namespace."""
+    found: dict[str, Any] = {"host": _tree(Path("/proc/self/mountinfo").read_text())}
+    for name, own, user in (
+        ("own", True, False),
+        ("host's", False, False),
+        ("mapped", True, True),
+        ("mapped host's", False, True),
+    ):
+        container("tree", {}, "cat", "/proc/self/mountinfo", "/sys/fs/cgroup/cgroup.procs")
+        spec = json.loads((FOLDER / "config.json").read_text())
+        section = spec["linux"]
+        section["namespaces"] = [n for n in section["namespaces"] if own or n["type"] != "cgroup"]
+        if user:
+            section["namespaces"].append({"type": "user"})
+            section["uidMappings"] = section["gidMappings"] = [
+                {"containerID": 0, "hostID": 100000, "size": 1000}
+            ]
+        (FOLDER / "config.json").write_text(json.dumps(spec))
+        code, text = call("run", "tree")
+        found[name] = _tree(text) if code == 0 else {"error": text}
+    found["after"] = _tree(Path("/proc/self/mountinfo").read_text())
+    os.rmdir("/sys/fs/cgroup/buoy-limits")
+    return found
+
+
+def _tree(text: str) -> dict[str, Any]:
+    """The last mount of the tree in a mountinfo file, and whether 1 is among the numbers that follow."""
+    lines = text.splitlines()
+    line = [line for line in lines if " - cgroup2 " in line][-1].split()
+    return {"root": line[3], "at": line[4], "options": line[5], "super": line[-1], "pid 1": "1" in lines}
+
+
 def unit_limits() -> dict[str, Any]:
     """The systemd driver: the unit has the limits, keeps them, changes them, and goes."""
     unified = hierarchy.unified()
@@ -198,5 +231,6 @@ if __name__ == "__main__":
     report: dict[str, Any] = {"unit": unit_limits()}
     if hierarchy.unified():
         report["unified"] = unified_limits()
+        report["trees"] = trees()
     print("found=" + json.dumps(report))
     sys.stdout.flush()

@@ -164,3 +164,21 @@ def test_a_cgroup_is_handed_to_the_user_in_it(said: dict[str, str]) -> None:
         "memory.max": 0,
         "cpu.max": 0,
     }
+
+
+@pytest.mark.timeout(500)
+def test_what_a_container_sees_of_the_tree(said: dict[str, str]) -> None:
+    """Its own cgroup is the root where it has a cgroup namespace, also in a user namespace; else it is the
+    host's tree, read-only as asked for. The options of the host's mount stay (nsdelegate, …).
+    """
+    found = json.loads(said["found"])["trees"]
+    assert found["after"] == found["host"]
+    for name in ("own", "mapped"):
+        assert found[name].pop("super")
+        options = found[name].pop("options").split(",")
+        assert {"ro", "nosuid", "nodev", "noexec"} <= {*options}
+        assert found[name] == {"root": "/", "at": "/sys/fs/cgroup", "pid 1": True}
+    for name in ("host's", "mapped host's"):
+        assert found[name]["super"] == found["host"]["super"]
+        assert {"ro", "nosuid", "nodev", "noexec"} <= {*found[name]["options"].split(",")}
+        assert not found[name]["pid 1"]
