@@ -2,8 +2,10 @@
 
     PEER_DOCKER_HOST=unix:///path/docker.sock make bench [ROUNDS=20]
 
-Without a peer, Buoy alone is measured. Prints a Markdown table, times in milliseconds, memory in MB of PSS
-(proc(5), smaps_rollup). Both engines are asked by the same docker client, whose own time is in every figure.
+Without a peer, Buoy alone is measured. The runtime is measured by itself beside `runc` and `crun`
+(`tests.bench.runtime`); ONLY=runtime leaves the engines out. Prints Markdown tables, times in milliseconds,
+memory in MB of PSS (proc(5), smaps_rollup). Both engines are asked by the same docker client, whose own time
+is in every figure.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.bench import runtime
 from tests.support.engine import DOCKER, SERVICES, Engine
 
 PARALLEL = 50
@@ -115,9 +118,19 @@ def _row(name: str, values: list[float], unit: str) -> str:
     return f"| {name} | {unit} | " + " | ".join(cells) + " |"
 
 
+def _measure_runtime(rounds: int) -> None:
+    print("| what | unit | Buoy | peer | ratio |\n|---|---|---|---|---|")
+    for name, values in runtime.rows(rounds):
+        print(_row(name, values, "ms"), flush=True)
+    print()
+
+
 def main() -> int:
     peer = os.environ.get("PEER_DOCKER_HOST", "")
     rounds = int(os.environ.get("ROUNDS", "20"))
+    _measure_runtime(rounds)
+    if os.environ.get("ONLY") == "runtime":
+        return 0
     engine = Engine()
     try:
         engine.up()
