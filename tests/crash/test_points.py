@@ -8,14 +8,19 @@ and nothing of the crashed attempts is left.
 from __future__ import annotations
 
 import ast
+import asyncio
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import errdefs
 import pytest
 from launcher.busybox_image import busybox_image_tar, busybox_rootfs_tar
+from pb.containerd.services.diff.v1 import DiffRequest, DiffStub
+from pb.containerd.types import Mount
+from rpc.grpc import Channel
 
 from tests.support.debian import REPO
 from tests.support.engine import DOCKER, Engine
@@ -126,6 +131,39 @@ class Crashing:
             and self.docker("stop", "-t", "5", "back").returncode == 0
         )
 
+    def logged(self) -> None:
+        """A log that is rotated."""
+
+        def attempt() -> bool:
+            self.gone("logs")
+            options = ("--log-opt", "max-size=1k", "--log-opt", "max-file=2", "--name", "logs")
+            out = self.docker("run", *options, "busybox", "seq", "100")
+            return out.stdout.split() == [str(number) for number in range(1, 101)]
+
+        self.done("rotated log", attempt)
+        self.gone("logs")
+
+    def layer(self) -> None:
+        """A layer made of a tree, which containerd's clients ask for."""
+
+        async def make() -> None:
+            tree = Mount(type="bind", source=str(self.folder / "tree"), options=["ro", "rbind"])
+            channel = Channel(str(self.engine.state / "run/containerd.sock"), namespace="moby")
+            try:
+                await DiffStub(channel).diff(DiffRequest(right=[tree], ref="layer"))
+            finally:
+                channel.close()
+
+        def attempt() -> bool:
+            try:
+                asyncio.run(make())
+            except errdefs.BuoyError:
+                return False
+            return True
+
+        (self.folder / "tree").mkdir(exist_ok=True)
+        self.done("layer", attempt)
+
     def kept(self) -> None:
         def attempt() -> bool:
             self.gone("kept")
@@ -158,6 +196,8 @@ class Crashing:
         self.image()
         self.foreground()
         self.background()
+        self.logged()
+        self.layer()
         self.kept()
         self.restarted()
 

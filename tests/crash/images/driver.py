@@ -19,7 +19,7 @@ async def nothing(*_: object) -> None:
 
 
 async def life(stores: Stores) -> None:
-    """Load, use, name, remove."""
+    """Load, use, make a layer of, name, remove."""
     channel = stores.channel()
     images = Images(channel, nothing, spool=stores.root)
     await images.recover()
@@ -28,7 +28,9 @@ async def life(stores: Stores) -> None:
     image = await images.resolve("a:1")
     assert image.id == IMAGE_ID
     await images.prepare_snapshot("container", image)
-    assert await images.snapshot_mounts("container")
+    mounts = await images.snapshot_mounts("container")
+    made = await stores.differ.make("moby", [], mounts, ref="layer")
+    await stores.content.delete("moby", made.digest)
     await images.remove_snapshot("container")
     await images.tag("a:1", "c", "3")
     assert (await images.remove(IMAGE_ID[7:19], force=True))[-3]["Deleted"] == IMAGE_ID
