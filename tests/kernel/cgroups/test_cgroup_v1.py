@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +127,7 @@ def test_refused_limits(
         manager.update(resources)
 
 
-@pytest.fixture
-def hugetlb_as_before() -> Iterator[None]:
-    """Take the controller back from the root's children, so that it can be mounted as v1 again."""
-    control = Path(hierarchy.HYBRID_MOUNT, "cgroup.subtree_control")
-    before = control.read_text()
-    yield
-    if "hugetlb" in control.read_text() and "hugetlb" not in before:
-        control.write_text("-hugetlb")
-
-
-@pytest.mark.skipif(
-    "hugetlb" not in hierarchy.v2_controllers() or "hugetlb" in hierarchy.v1_mounts(),
-    reason="needs a hybrid host with the hugetlb controller in its v2 tree",
-)
-def test_a_controller_of_the_v2_tree_of_a_hybrid_host(hugetlb_as_before: None, cgroup_name: str) -> None:
+def test_a_controller_of_the_v2_tree_of_a_hybrid_host(hybrid_hugetlb: None, cgroup_name: str) -> None:
     wanted = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}
     manager = made(cgroup_name, **wanted)
     manager.apply()

@@ -201,3 +201,9 @@ def test_events_of_a_container_that_has_ended(bundle: Bundle) -> None:
         assert time.monotonic() < deadline
     done = bundle.call("events", container_id, check=False)
     assert f"container with id {container_id} is not running" in done.stderr
+
+
+def test_a_limit_in_the_v2_tree_of_a_hybrid_host(hybrid_hugetlb: None, bundle: Bundle) -> None:
+    bundle.linux["resources"] = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 * MEGA}]}
+    bundle.start("sleep", "60")
+    assert value(bundle, "unified", "hugetlb.2MB.max") == str(4 * MEGA)

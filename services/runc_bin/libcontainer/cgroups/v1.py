@@ -61,6 +61,8 @@ class ManagerV1(Manager):
     def _make_directories(self, undo: ExitStack) -> set[str]:
         """Make what is missing; the new ones, which `undo` will remove."""
         beside = self._beside(self._resources)
+        if beside:
+            self._side()  # imported now: once there is a process, the interpreter is sealed
         made: set[str] = set()
         for controller, path in self._directories():
             try:
