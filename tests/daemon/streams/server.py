@@ -39,6 +39,11 @@ async def slow(request: Request) -> Response:
     return Response(await request.body())
 
 
+async def changing(request: Request) -> Response:
+    hijack.once(request)
+    return await slow(request)
+
+
 async def deadly(request: Request) -> Response:
     os.kill(os.getpid(), signal.SIGKILL)
     return Response()
@@ -109,6 +114,7 @@ app = Starlette(
         Route("/slow", slow, methods=["GET", "POST"]),
         Route("/v1.50/containers/c/wait", slow, methods=["POST"]),
         Route("/v1.50/exec/e/start", slow, methods=["POST"]),
+        Route("/v1.50/exec/changing/start", changing, methods=["POST"]),
         Route("/deadly", deadly, methods=["GET"]),
         Route("/body", body, methods=["POST"]),
         Route("/count", count, methods=["GET"]),

@@ -122,9 +122,10 @@ def test_idle_connection_is_served_by_the_next_process(either: Api, how: str) ->
         assert json.loads(get(fresh, "/pid"))["pid"] == either.pid()
 
 
-def test_request_under_way_at_a_kill_ends_its_connection(api: Api) -> None:
+@pytest.mark.parametrize("path", [b"/slow", b"/v1.50/exec/changing/start"])
+def test_request_under_way_at_a_kill_ends_its_connection(path: bytes, api: Api) -> None:
     with api.raw() as sock:
-        sock.sendall(b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        sock.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         until(lambda: len(api.status()["stored"]) == 2)
         time.sleep(0.1)
         api.kill()
