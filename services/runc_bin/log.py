@@ -39,6 +39,10 @@ class Log:
             line = f"time={quote(now)} level={level} msg={quote(message)}"
         os.write(self._fd, (line + "\n").encode(errors="surrogateescape"))
 
+    def warn(self, message: str) -> None:
+        """Write a record of level `warning`."""
+        self.write("warning", message)
+
     def fatal(self, message: str) -> None:
         """Write the error that ends the command, also to standard error when the log is a file."""
         self.write("error", message)

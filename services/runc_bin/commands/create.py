@@ -26,7 +26,7 @@ def read_bundle(context: Context) -> tuple[str, Spec]:
     return bundle, load_spec(bundle)
 
 
-def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | None) -> State:
+def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | None, log: Log) -> State:
     """Make the container of a command line and write its pid file; all is undone when that fails."""
     container_id = context.args[0]
     pid_file = launch.absolute(context.text("pid-file"))
@@ -44,11 +44,11 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
         rootless=context.rootless,
         systemd_cgroup=context.systemd_cgroup,
     )
-    record = create.create(context.root, container_id, spec, options)
+    record = create.create(context.root, container_id, spec, options, warn=log.warn)
     try:
         launch.write_pid_file(pid_file, record.init_process_pid)
     except OSError:
-        container.delete(context.root, container_id, force=True)
+        container.delete(context.root, container_id, force=True, warn=log.warn)
         raise
     crashpoint("runc.create.pid-written")
     return record
@@ -57,7 +57,7 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
 def warn_of_ignored(spec: Spec, log: Log) -> None:
     """Log what of the spec's limits no kernel has any more."""
     for note in ignored(spec.linux.get("resources") or {}):
-        log.write("warning", note)
+        log.warn(note)
 
 
 def run(context: Context, log: Log) -> int:
@@ -66,7 +66,7 @@ def run(context: Context, log: Log) -> int:
     launch.check_terminal(context, terminal=terminal, detached=True)
     console = launch.connect_console(context.text("console-socket")) if terminal else None
     try:
-        make(context, bundle, spec, console)
+        make(context, bundle, spec, console, log)
         warn_of_ignored(spec, log)
     finally:
         if console is not None:

@@ -27,21 +27,21 @@ def run(context: Context, log: Log) -> int:
     console = None
     if terminal:
         console = stay.console() if stay else launch.connect_console(context.text("console-socket"))
-    record = make(context, bundle, spec, console)
+    record = make(context, bundle, spec, console, log)
     warn_of_ignored(spec, log)
     try:
-        container.start(context.root, record)
+        container.start(context.root, record, warn=log.warn)
         if stay is None:
             return 0
         code = stay.wait(record.init_process_pid)
     except BaseException:
-        container.delete(context.root, record.id, force=True)
+        container.delete(context.root, record.id, force=True, warn=log.warn)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(record.init_process_pid, 0)
         raise
     if not context.given("keep"):
         try:
-            container.delete(context.root, record.id, force=True)
+            container.delete(context.root, record.id, force=True, warn=log.warn)
         except BuoyError as error:
-            log.write("warning", error.message)
+            log.warn(error.message)
     return code

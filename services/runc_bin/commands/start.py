@@ -7,6 +7,6 @@ from runc_bin.libcontainer import container, state
 from runc_bin.log import Log
 
 
-def run(context: Context, _log: Log) -> int:
-    container.start(context.root, state.load_state(context.root, context.args[0]))
+def run(context: Context, log: Log) -> int:
+    container.start(context.root, state.load_state(context.root, context.args[0]), warn=log.warn)
     return 0

@@ -7,11 +7,11 @@ import os
 import select
 from collections.abc import Iterator
 
-from errdefs import BuoyError, Conflict, DeadlineExceeded, FailedPrecondition, Internal, NotFound
+from errdefs import Conflict, DeadlineExceeded, FailedPrecondition, Internal, NotFound
 from linux import fds, signals
 from linux.crashpoints import crashpoint
 
-from runc_bin.libcontainer import state
+from runc_bin.libcontainer import hooks, state
 from runc_bin.libcontainer.cgroups import Manager
 from runc_bin.libcontainer.state import State, oci_state
 
@@ -60,16 +60,21 @@ def _init_pidfd(record: State) -> Iterator[int]:
         os.close(pidfd)
 
 
-def start(root: str, record: State) -> None:
-    """Let the program of a created container run. FailedPrecondition in any other state."""
+def start(root: str, record: State, *, warn: hooks.Warn = hooks.say) -> None:
+    """Let the program of a created container run. FailedPrecondition in any other state.
+
+    When a `startContainer` hook fails the container is destroyed, and its error is raised; `poststart` hooks,
+    which run once the program has been executed, are only warned of.
+    """
     check_startable(root, record)
-    open_fifo(root, record)
+    wait_for_program = "poststart" in record.late_hooks
     try:
-        _run_late_hooks(record, "poststart", "running")
-    except BuoyError:
-        with contextlib.suppress(FailedPrecondition):
-            kill(record, signals.SIGKILL)
+        open_fifo(root, record, until_executed=wait_for_program)
+    except StartHookFailed:
+        delete(root, record.id, force=True, warn=warn)
         raise
+    if wait_for_program:
+        _run_late_hooks(record, "poststart", "running", warn)
 
 
 def check_startable(root: str, record: State) -> None:
@@ -83,14 +88,25 @@ def check_startable(root: str, record: State) -> None:
         raise FailedPrecondition(f"cannot start a container in the {now} state")
 
 
-def open_fifo(root: str, record: State) -> None:
-    """Take the byte that init writes once somebody reads, or find that it died; then remove the fifo."""
+class StartHookFailed(Internal):
+    """A `startContainer` hook has failed; init is gone, or about to be."""
+
+
+def open_fifo(root: str, record: State, *, until_executed: bool = False) -> None:
+    """Take the byte that init writes once somebody reads, or find that it died; then remove the fifo.
+
+    `until_executed`: wait for the program too. Init leaves the fifo open where there are `poststart` hooks,
+    so that its end is the exec (or init's own).
+    """
     with opened_fifo(root, record) as (fifo, pidfd):
         poller = select.poll()
         poller.register(fifo, select.POLLIN)
         poller.register(pidfd, select.POLLIN)
         poller.poll()
         take_fifo(root, record, fifo)
+        if until_executed:
+            poller.unregister(pidfd)
+            poller.poll()
 
 
 @contextlib.contextmanager
@@ -109,28 +125,27 @@ def opened_fifo(root: str, record: State) -> Iterator[tuple[int, int]]:
 
 
 def take_fifo(root: str, record: State, fifo: int) -> None:
-    """The second half of a start. Internal when init has died instead of writing."""
+    """The second half of a start. Internal when init has died instead of writing, StartHookFailed with what
+    it has written.
+    """
     try:
-        data = os.read(fifo, 1)
+        data = os.read(fifo, select.PIPE_BUF)
     except BlockingIOError:
         data = b""
     if not data:
         raise Internal("cannot start a container that has stopped")
+    if data != state.STARTED:
+        raise StartHookFailed(data.decode(errors="surrogateescape"))
     crashpoint("runc.start.released")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO))
 
 
-def _run_late_hooks(record: State, kind: str, status: str) -> None:
-    """Run the hooks of a kind for after the creation, from the bundle's spec as it is now."""
-    if not record.late_hooks:
-        return
-    # Read only here: a `state` or `kill` has no use for a spec, and most containers have no hooks.
-    from runc_bin.libcontainer import hooks
-    from runc_bin.libcontainer.spec import load_spec
-
-    wanted = load_spec(record.bundle).hooks.get(kind, ())
-    hooks.run(wanted, kind, oci_state(record, status, record.init_process_pid if status == "running" else 0))
+def _run_late_hooks(record: State, kind: str, status: str, warn: hooks.Warn) -> None:
+    wanted = hooks.from_record(record.late_hooks, kind)
+    if wanted:
+        seen = oci_state(record, status, record.init_process_pid if status == "running" else 0)
+        hooks.run(wanted, kind, seen, folder=record.bundle, warn=warn)
 
 
 def kill(record: State, number: int, *, everyone: bool = False) -> None:
@@ -190,7 +205,7 @@ def resume(root: str, record: State) -> None:
     manager_of(record).thaw()
 
 
-def delete(root: str, container_id: str, *, force: bool = False) -> None:
+def delete(root: str, container_id: str, *, force: bool = False, warn: hooks.Warn = hooks.say) -> None:
     """Remove what a container holds. Without `force` only one that has not started or has stopped.
 
     With `force` also what a crash left, and nothing when there is nothing. NotFound, Conflict (still
@@ -219,7 +234,7 @@ def delete(root: str, container_id: str, *, force: bool = False) -> None:
     else:
         _end_others(record)
     crashpoint("runc.delete.killed")
-    destroy(root, record)
+    destroy(root, record, warn=warn)
 
 
 def delete_ended(root: str, container_id: str) -> bool:
@@ -247,9 +262,9 @@ def _end_others(record: State) -> None:
         manager.kill_all()
 
 
-def destroy(root: str, record: State) -> None:
-    """Remove the cgroup, then the record; then the `poststop` hooks run."""
+def destroy(root: str, record: State, *, warn: hooks.Warn = hooks.say) -> None:
+    """Remove the cgroup, then the record; then run the `poststop` hooks, whose failures go to `warn`."""
     manager_of(record).destroy()
     crashpoint("runc.delete.cgroup-removed")
     state.remove_dir(root, record.id)
-    _run_late_hooks(record, "poststop", "stopped")
+    _run_late_hooks(record, "poststop", "stopped", warn)

@@ -66,11 +66,14 @@ def check_passed_fds(first: int, count: int) -> None:
             raise InvalidArgument(message) from None
 
 
-def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> State:
+def create(
+    root: str, container_id: str, spec: Spec, options: CreateOptions, *, warn: hooks.Warn = hooks.say
+) -> State:
     """Make the container `container_id` and its first process, which waits for `start`.
 
     Returns its record. The process is this one's child. Errors: those of the spec's checks, AlreadyExists
-    for a taken id, and Internal with the text of init's error.
+    for a taken id, and Internal with the text of init's error. When the making fails all is undone, and
+    `poststop` hooks run, whose failures are told to `warn`.
     """
     process = spec.process or no_process()
     state.check_id(container_id)
@@ -114,10 +117,11 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         oom_score_adj=process.oom_score_adj,
         has_seccomp=program is not None,
         personality=spec.personality,
-        late_hooks=bool(spec.hooks.get("poststart") or spec.hooks.get("poststop")),
+        late_hooks=hooks.to_record(spec.hooks),
     )
     with contextlib.ExitStack() as undo:
         folder = state.create_dir(root, container_id)
+        undo.callback(_run_poststop, spec, record, warn)
         undo.callback(state.remove_dir, root, container_id)
         crashpoint("runc.create.folder-made")
         state.save_state(root, record)
@@ -134,6 +138,11 @@ def create(root: str, container_id: str, spec: Spec, options: CreateOptions) -> 
         undo.pop_all()
         os.close(fifo)
     return record
+
+
+def _run_poststop(spec: Spec, record: State, warn: hooks.Warn) -> None:
+    stopped = state.oci_state(record, "stopped", 0)
+    hooks.run(spec.hooks.get("poststop", ()), "poststop", stopped, folder=record.bundle, warn=warn)
 
 
 def _cgroup_owner(spec: Spec, maps: Maps | None) -> int | None:
@@ -211,7 +220,7 @@ def _bear(
         no_new_keyring=options.no_new_keyring,
         seccomp_program=program,
         seccomp_flags=record.seccomp_flags,
-        oci_state=state.oci_state(record, "creating", 1 if spec.is_private("pid") else 0),
+        oci_state=state.oci_state(record, "created", 0),
     )
     if maps is None:
         interpreter.seal()
@@ -312,9 +321,10 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
 
             bind_sources.serve(channel, record.init_process_pid, spec, text)
         elif message == Message.HOOKS:
-            seen = state.oci_state(record, "creating", record.init_process_pid)
+            # The environment is there, the program has not run: `created` (runtime.md, "State").
+            seen = state.oci_state(record, "created", record.init_process_pid)
             for kind in ("prestart", "createRuntime"):
-                hooks.run(spec.hooks.get(kind, ()), kind, seen)
+                hooks.run(spec.hooks.get(kind, ()), kind, seen, folder=record.bundle)
             with contextlib.suppress(BrokenPipeError):
                 channel.send(Message.DONE)
         else:

@@ -1,15 +1,17 @@
 """Hooks: programs that the spec wants run at points of the life cycle (config.md, "POSIX-platform Hooks").
 
-Each gets the container's state as JSON on its standard input. The first that fails ends the operation,
-except that a failed `poststop` is only reported.
+Each gets the container's state as JSON on its standard input. What a failure means is the life cycle's to
+say (runtime.md, "Lifecycle" of version 1.2): the first that fails ends a creation or a start, while those
+that come after the fact, `poststart` and `poststop`, are only warned of.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from errdefs import DeadlineExceeded, Internal
@@ -18,23 +20,62 @@ from linux import signals
 from runc_bin.document import render
 from runc_bin.libcontainer.spec import Hook
 
+LATE = ("startContainer", "poststart", "poststop")  # what follows the creation
 _MOST_OUTPUT = 4096
 
+Warn = Callable[[str], None]
 
-def run(hooks: Sequence[Hook], kind: str, state: Mapping[str, Any], env: Sequence[str] | None = None) -> None:
-    """Run hooks one after another; `env` is for those that name no environment of their own.
 
-    Internal when one exits with an error, DeadlineExceeded when one overstays its timeout (it is killed).
+def say(message: str) -> None:
+    """Where warnings go that nobody else takes: standard error."""
+    os.write(2, f"{message}\n".encode(errors="surrogateescape"))
+
+
+def run(
+    hooks: Sequence[Hook],
+    kind: str,
+    state: Mapping[str, Any],
+    *,
+    env: Sequence[str] | None = None,
+    folder: str = "",
+    warn: Warn | None = None,
+) -> None:
+    """Run hooks one after another. `env` is for those that name no environment of their own, else they have
+    the caller's; they start in `folder`, where it is still there.
+
+    Internal when one exits with an error, DeadlineExceeded when one overstays its timeout (it is killed);
+    with `warn` that is told there, and the next one runs.
     """
     document = render(state).encode()
     for number, hook in enumerate(hooks):
         try:
-            _run_one(hook, document, hook.env if hook.env is not None else env)
+            _run_one(hook, document, env, folder)
         except (Internal, DeadlineExceeded) as error:
-            raise type(error)(f"error running {kind} hook #{number}: {error.message}") from error
+            message = f"error running {kind} hook #{number}: {error.message}"
+            if warn is None:
+                raise type(error)(message) from error
+            warn(message)
 
 
-def _run_one(hook: Hook, document: bytes, env: Sequence[str] | None) -> None:
+def to_record(hooks: Mapping[str, Sequence[Hook]]) -> dict[str, list[dict[str, Any]]]:
+    """The hooks that follow the creation, to be kept: a later change of config.json must not touch them."""
+    return {kind: [hook.as_dict() for hook in hooks[kind]] for kind in LATE if kind in hooks}
+
+
+def from_record(late: Mapping[str, Sequence[Mapping[str, Any]]], kind: str) -> list[Hook]:
+    """The hooks of a kind from what `to_record` gave."""
+    return [Hook(**fields) for fields in late.get(kind, ())]
+
+
+def _environment(hook: Hook, env: Sequence[str] | None) -> Mapping[str, str]:
+    wanted = env if hook.env is None else hook.env
+    if wanted is None:
+        return os.environ
+    return dict(item.split("=", 1) for item in wanted if "=" in item)
+
+
+def _run_one(hook: Hook, document: bytes, env: Sequence[str] | None, folder: str) -> None:
+    environment = _environment(hook, env)
     input_read, input_write = os.pipe()
     output_read, output_write = os.pipe()
     pid = os.fork()
@@ -45,8 +86,8 @@ def _run_one(hook: Hook, document: bytes, env: Sequence[str] | None) -> None:
             os.dup2(output_write, 2)
             signals.pthread_sigmask(signals.SIG_SETMASK, ())
             signals.signal(signals.SIGPIPE, signals.SIG_DFL)
-            pairs = dict(item.split("=", 1) for item in env or () if "=" in item)
-            os.execve(hook.path, list(hook.args), pairs)
+            _go_to(folder)
+            os.execve(hook.path, list(hook.args), environment)
         except OSError as error:
             os.write(2, f"fork/exec {hook.path}: {(error.strerror or '').lower()}".encode())
         finally:
@@ -62,6 +103,12 @@ def _run_one(hook: Hook, document: bytes, env: Sequence[str] | None) -> None:
     if code != 0:
         what = f"exit status {code}" if code > 0 else f"signal {-code}"
         raise Internal(f"{what}, stdout/stderr: {output.decode(errors='replace')}")
+
+
+def _go_to(folder: str) -> None:
+    if folder:
+        with contextlib.suppress(OSError):  # a bundle may go before its container
+            os.chdir(folder)
 
 
 def _talk(hook: Hook, pid: int, writer: int, reader: int, document: bytes) -> bytes:
@@ -95,12 +142,21 @@ def _talk(hook: Hook, pid: int, writer: int, reader: int, document: bytes) -> by
                 if not chunk:
                     poller.unregister(reader)
             if pidfd in events:
-                return output
+                return (output + _rest(reader))[-_MOST_OUTPUT:]
     finally:
         signals.signal(signals.SIGPIPE, previous)
         os.close(pidfd)
         if left is not None:
             os.close(writer)
+
+
+def _rest(reader: int) -> bytes:
+    """What has been written and not yet read."""
+    os.set_blocking(reader, False)
+    try:
+        return os.read(reader, 65536)
+    except BlockingIOError:
+        return b""
 
 
 def _feed(writer: int, left: memoryview) -> memoryview | None:

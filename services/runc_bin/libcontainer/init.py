@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import select
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -33,6 +34,7 @@ from runc_bin.libcontainer.failures import reason, step
 from runc_bin.libcontainer.process_spec import NO_PROCESS, Process
 from runc_bin.libcontainer.rootfs import Root
 from runc_bin.libcontainer.spec import Spec
+from runc_bin.libcontainer.state import STARTED
 from runc_bin.libcontainer.sync import Channel, Message
 from runc_bin.record import Record
 
@@ -51,7 +53,7 @@ class Birth(Record):
     """All that init gets from its parent. `joined` are (descriptor, CLONE_NEW* flag) of namespaces to join;
     `entered` says that a process between has joined the control group and done what needs the caller's
     rights; `time_offsets` are for a time namespace to make; `passed_fds` are the descriptors from 3 on that
-    the program gets, `oci_state` the state that hooks see.
+    the program gets, `oci_state` the state that hooks see, but for the pid.
     """
 
     container_id: str
@@ -159,7 +161,7 @@ def _build(birth: Birth) -> Root:
     _run_hooks_outside(birth)
     if spec.hooks.get("createContainer"):
         os.fchdir(root.fd)
-        hooks.run(spec.hooks["createContainer"], "createContainer", birth.oci_state)
+        hooks.run(spec.hooks["createContainer"], "createContainer", _state_inside(birth))
     root.enter(no_pivot=birth.no_pivot)
     os.close(paths.make_directories(root.fd, birth.process.cwd))
     if birth.process.terminal and birth.console_socket is not None:
@@ -188,6 +190,11 @@ def _run_hooks_outside(birth: Birth) -> None:
         birth.channel.expect(Message.DONE)
 
 
+def _state_inside(birth: Birth) -> dict[str, Any]:
+    """The container's state with the pid that init has in there."""
+    return {**birth.oci_state, "pid": os.getpid()}
+
+
 def _become(birth: Birth, root: Root) -> None:
     """Give up what the program must not have, wait for the start, and become it."""
     process = birth.process
@@ -210,22 +217,34 @@ def _become(birth: Birth, root: Root) -> None:
     if program is not None and process.no_new_privileges:
         seccomp.install(program, birth.seccomp_flags)
     birth.channel.close()
-    _wait_for_start(own_fds, birth.fifo_fd)
+    fifo = _wait_for_start(own_fds, birth.fifo_fd)
+    if birth.spec.hooks.get("startContainer") and process.args:
+        _run_start_hooks(birth, fifo)
+    os.write(fifo, STARTED)
     if not process.args:
         raise InvalidArgument(NO_PROCESS)
-    if birth.spec.hooks.get("startContainer"):
-        hooks.run(birth.spec.hooks["startContainer"], "startContainer", birth.oci_state, process.env)
-    execute(path, process.args, env, birth.passed_fds)
+    held = fifo if birth.spec.hooks.get("poststart") else None
+    if held is None:
+        os.close(fifo)
+    execute(path, process.args, env, birth.passed_fds, held=held)
 
 
-def _wait_for_start(own_fds: int, fifo_fd: int) -> None:
-    """Block until `start` opens the other end of the fifo, then say so by one byte.
+def _wait_for_start(own_fds: int, fifo_fd: int) -> int:
+    """Block until `start` opens the other end of the fifo; this end of it.
 
-    A strict filter is in force already: nothing but openat, write and close is called.
+    A strict filter is in force already: nothing but openat, write and close is called around it.
     """
-    fifo = os.open(str(fifo_fd), os.O_WRONLY | os.O_CLOEXEC, dir_fd=own_fds)
-    os.write(fifo, b"0")
-    os.close(fifo)
+    return os.open(str(fifo_fd), os.O_WRONLY | os.O_CLOEXEC, dir_fd=own_fds)
+
+
+def _run_start_hooks(birth: Birth, fifo: int) -> None:
+    """Run the hooks of the start; a failure is told to `start`, and ends the process."""
+    wanted = birth.spec.hooks["startContainer"]
+    try:
+        hooks.run(wanted, "startContainer", _state_inside(birth), env=birth.process.env)
+    except BaseException as error:
+        os.write(fifo, reason(error).encode(errors="surrogateescape")[: select.PIPE_BUF])
+        os._exit(255)
 
 
 def settle(channel: Channel) -> None:
@@ -242,13 +261,20 @@ def pass_on(passed_fds: int) -> None:
         os.set_inheritable(fd, True)
 
 
-def execute(path: str, args: Sequence[str], env: Mapping[str, str], passed_fds: int) -> NoReturn:
-    """Close every descriptor that the program does not get, and become it.
+def execute(
+    path: str, args: Sequence[str], env: Mapping[str, str], passed_fds: int, *, held: int | None = None
+) -> NoReturn:
+    """Close every descriptor that the program does not get, and become it. The exec itself closes `held`, a
+    fifo.
 
     They are closed, not only marked: the path could be /proc/self/fd/N (CVE-2024-21626). `closerange` falls
     back to close(2) where a filter forbids close_range(2).
     """
-    os.closerange(3 + passed_fds, 4096)
+    first = 3 + passed_fds
+    if held is not None:
+        os.dup2(held, first, inheritable=False)
+        first += 1
+    os.closerange(first, 4096)
     try:
         os.execve(path, list(args), dict(env))
     except OSError as error:

@@ -18,6 +18,7 @@ from runc_bin.record import Record
 
 OCI_VERSION = "1.2.0"
 EXEC_FIFO = "exec.fifo"
+STARTED = b"0"  # what init writes there before it executes the program; anything else tells why it does not
 FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
 _STATE = "state.json"
 _FILTER = "seccomp.bpf"
@@ -27,9 +28,10 @@ _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 class State(Record):
     """What is recorded. `init_process_pid` is 0 before there is one; `init_process_start` is its start time
     in clock ticks since boot, which tells a reused pid apart; `created` is RFC 3339 in UTC; `namespaces`
-    maps the kinds that are not the caller's own to the path joined, empty for a new one; `late_hooks` says
-    that the bundle's spec has hooks for after the creation; `cgroup_unit` names the unit of systemd that the
-    control group is, if it is one, and `cgroup_unit_of_user` says that it is the caller's own systemd's.
+    maps the kinds that are not the caller's own to the path joined, empty for a new one; `late_hooks` holds
+    the hooks for after the creation, by kind (`hooks.to_record`); `cgroup_unit` names the unit of systemd
+    that the control group is, if it is one, and `cgroup_unit_of_user` says that it is the caller's own
+    systemd's.
     """
 
     id: str
@@ -50,7 +52,7 @@ class State(Record):
     apparmor_profile: str = ""
     oom_score_adj: int | None = None
     personality: int | None = None
-    late_hooks: bool = False
+    late_hooks: Mapping[str, Any] = {}
 
 
 def oci_state(record: State, status: str, pid: int) -> dict[str, Any]:

@@ -200,39 +200,6 @@ def test_the_json_log(bundle: Bundle, tmp_path: Path) -> None:
     assert (json.loads(line)["level"], json.loads(line)["msg"]) == ("error", "container does not exist")
 
 
-def test_hooks(bundle: Bundle, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    hook = tmp_path / "hook.sh"
-    hook.write_text(f'#!/bin/sh\nset -e\nstate=$(cat)\necho "$1 $state" >> {trace}\n')
-    hook.chmod(0o755)
-    inside = bundle.rootfs / "bin/hook"
-    inside.write_text("#!/bin/sh\nread state; echo inside $X\n")
-    inside.chmod(0o755)
-    outer = {kind: [{"path": str(hook), "args": ["hook", kind]}] for kind in (
-        "prestart", "createRuntime", "createContainer", "poststart", "poststop"
-    )}  # fmt: skip
-    bundle.spec["hooks"] = {**outer, "startContainer": [{"path": "/bin/hook"}]}
-    bundle.process["env"].append("X=y")
-    bundle.run("true")
-    lines = trace.read_text().splitlines()
-    assert [line.split()[0] for line in lines] == list(outer)
-    states = [json.loads(line.split(" ", 1)[1]) for line in lines]
-    assert [state["status"] for state in states] == ["creating", "creating", "creating", "running", "stopped"]
-    assert states[0]["pid"] > 1
-
-
-def test_a_failing_hook_undoes_all(bundle: Bundle) -> None:
-    bundle.spec["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo why; exit 4"]}]}
-    done = bundle.run("true", check=False)
-    assert "error running createRuntime hook #0: exit status 4, stdout/stderr: why" in done.stderr
-    assert bundle.cgroups() == []
-
-
-def test_a_slow_hook_is_ended(bundle: Bundle) -> None:
-    bundle.spec["hooks"] = {"prestart": [{"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}]}
-    assert "did not end within 1 s" in bundle.run("true", check=False).stderr
-
-
 def test_signals_reach_the_program(bundle: Bundle) -> None:
     bundle.process["args"] = ["sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"]
     words = bundle.command("run", bundle.new_id())
