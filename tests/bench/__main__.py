@@ -3,9 +3,9 @@
     PEER_DOCKER_HOST=unix:///path/docker.sock make bench [ROUNDS=20]
 
 Without a peer, Buoy alone is measured. The runtime is measured by itself beside `runc` and `crun`
-(`tests.bench.runtime`); ONLY=runtime leaves the engines out. Prints Markdown tables, times in milliseconds,
-memory in MB of PSS (proc(5), smaps_rollup). Both engines are asked by the same docker client, whose own time
-is in every figure.
+(`tests.bench.runtime`); ONLY=runtime leaves the engines out, ONLY=logs measures their logs alone. Prints
+Markdown tables, times in milliseconds, memory in MB of PSS (proc(5), smaps_rollup). Both engines are asked
+by the same docker client, whose own time is in every figure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bench import runtime
+from tests.bench import logs, runtime
 from tests.support.engine import DOCKER, SERVICES, Engine
 
 PARALLEL = 50
@@ -125,11 +125,22 @@ def _measure_runtime(rounds: int) -> None:
     print()
 
 
+def _measure_logs(sides: list[Side], archive: Path, rounds: int) -> None:
+    lines = logs.add_lines(archive)
+    for side in sides:
+        side.docker("import", str(lines), logs.IMAGE)
+    hosts = [side.host for side in sides]
+    for name, lists in logs.rows(hosts, lambda index, words: sides[index].docker(*words), min(rounds, 3)):
+        print(_row(name, [statistics.median(one) for one in lists], "ms"), flush=True)
+
+
 def main() -> int:
     peer = os.environ.get("PEER_DOCKER_HOST", "")
     rounds = int(os.environ.get("ROUNDS", "20"))
-    _measure_runtime(rounds)
-    if os.environ.get("ONLY") == "runtime":
+    only = os.environ.get("ONLY", "")
+    if only in ("", "runtime"):
+        _measure_runtime(rounds)
+    if only == "runtime":
         return 0
     engine = Engine()
     try:
@@ -142,6 +153,9 @@ def main() -> int:
         heads = [side.name for side in sides] + (["ratio"] if peer else [])
         print("| what | unit | " + " | ".join(heads) + " |")
         print("|---|---|" + "---|" * len(heads))
+        _measure_logs(sides, engine.state / "busybox.tar", rounds)
+        if only == "logs":
+            return 0
         for kind, lists in _commands(sides, rounds).items():
             print(_row(kind, [statistics.median(one) for one in lists], "ms"), flush=True)
         together = [[_parallel(side) for side in sides] for _ in range(3)]

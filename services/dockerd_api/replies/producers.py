@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import errdefs
+from container_log.reader import LogOptions, LogReader
 
-from dockerd_api.engine.logs import JsonLog, LogOptions
 from dockerd_api.engine.model import WaitOutcome
 from dockerd_api.streams.attach import PendingAttach
 from dockerd_api.streams.reply import ClientGone, ReplyStream, Streams
@@ -94,7 +94,7 @@ class Producers:
             waiter = self._when_stopped(stream.params["container"], stopped)
         else:
             stopped.set()
-        reader = JsonLog(path, options, stream.position)
+        reader = LogReader(path, options, stream.position)
         try:
             # Where the tail begins is decided once.
             stream.append(b"", reader.position)
@@ -109,7 +109,7 @@ class Producers:
     async def _copy(
         self,
         stream: ReplyStream,
-        reader: JsonLog,
+        reader: LogReader,
         options: LogOptions,
         stopped: asyncio.Event,
         changed: asyncio.Event,
@@ -169,7 +169,7 @@ class Producers:
         if not stream.params["path"]:
             return
         options = LogOptions(stdout=attach.stdout, stderr=attach.stderr, multiplexed=attach.multiplexed)
-        reader = JsonLog(Path(stream.params["path"]), options, stream.position)
+        reader = LogReader(Path(stream.params["path"]), options, stream.position)
         try:
             end = False
             while not end:

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import errdefs
+from container_log.reader import LogOptions
+from container_log.times import nanoseconds
 from fastapi import APIRouter, Request, Response
 
 from dockerd_api.engine.containers import Containers
 from dockerd_api.engine.events import Events, filters_of
-from dockerd_api.engine.logs import LogOptions, nanoseconds
 from dockerd_api.engine.model import Container, Phase, WaitOutcome
 from dockerd_api.hijack import once, take
 from dockerd_api.replies.producers import wait_body
