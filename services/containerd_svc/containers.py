@@ -190,7 +190,7 @@ def _masked(have: Container, want: Container, paths: Sequence[str]) -> Container
         head, _, key = path.partition(".")
         if head == "labels":
             kept = {**made.labels, key: want.labels.get(key, "")} if key else want.labels
-            made = dataclasses.replace(made, labels=kept)
+            made = dataclasses.replace(made, labels=labels.kept(kept))
         elif head == "extensions":
             if key and key not in want.extensions:
                 raise errdefs.InvalidArgument(f'extension "{key}" is not given: invalid argument')

@@ -30,7 +30,7 @@ from linux.crashpoints import crashpoint
 from pb.containerd.events import ContentCreate, ContentDelete
 from storage.database import Database
 
-from containerd_svc import filters, labels, leases
+from containerd_svc import filters, labels, leases, namespaces
 from containerd_svc.events import Events, Recorder
 from containerd_svc.ingest import Ingest, IngestFolder, check_digest, ingest_name
 
@@ -392,6 +392,7 @@ def _insert(
 ) -> bool:
     """Make the row and hold it by the lease instead of the ingest; False when the row was there."""
     moment = labels.now()
+    namespaces.ensure(connection, namespace)
     done = connection.execute(
         "INSERT OR IGNORE INTO blobs VALUES (?,?,?,?,?,?)",
         (namespace, digest, size, moment, moment, labels.dump(wanted)),

@@ -12,7 +12,7 @@ import errdefs
 from pb.containerd.services.images.v1 import ImageCreate, ImageDelete, ImageUpdate
 from storage.database import Database
 
-from containerd_svc import filters, labels, leases
+from containerd_svc import filters, labels, leases, namespaces
 from containerd_svc.events import Events, Recorder
 from containerd_svc.ingest import check_digest
 
@@ -78,6 +78,7 @@ class ImageStore:
         made = dataclasses.replace(image, created_at=moment, updated_at=moment)
 
         def insert(connection: sqlite3.Connection, record: Recorder) -> None:
+            namespaces.ensure(connection, namespace)
             try:
                 connection.execute(
                     f"INSERT INTO images (namespace, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)",

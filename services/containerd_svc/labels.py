@@ -24,8 +24,13 @@ def validate(labels: Mapping[str, str]) -> None:
 
 
 def dump(labels: Mapping[str, str]) -> str:
-    """The labels as a column's text; one with an empty value is left out: that is how it is removed."""
-    return json.dumps({key: value for key, value in labels.items() if value}, sort_keys=True)
+    """The labels as a column's text, without those that `kept` leaves out."""
+    return json.dumps(kept(labels), sort_keys=True)
+
+
+def kept(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels without those of an empty value: that is how one is removed."""
+    return {key: value for key, value in labels.items() if value}
 
 
 def load(text: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import errdefs
 from storage.database import Database
 
-from containerd_svc import filters, labels
+from containerd_svc import filters, labels, namespaces
 
 MIGRATION = """
 CREATE TABLE leases (
@@ -89,6 +89,7 @@ class Leases:
             raise errdefs.InvalidArgument(f"label {EXPIRES}: {wanted[EXPIRES]!r} is no RFC 3339 time")
 
         def insert(connection: sqlite3.Connection) -> None:
+            namespaces.ensure(connection, namespace)
             try:
                 connection.execute(
                     "INSERT INTO leases VALUES (?,?,?,?)",

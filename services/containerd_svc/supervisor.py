@@ -122,7 +122,10 @@ class Supervisor:
                 raise
             undo.push_async_callback(self.dismiss, shim)
             crashpoint("containerd.create.shim-started")
-            reply = await shim.call("Create", task.record.request, CreateTaskResponse, timeout=CREATE)
+            try:
+                reply = await shim.call("Create", task.record.request, CreateTaskResponse, timeout=CREATE)
+            except errdefs.BuoyError as error:
+                raise type(error)(f"failed to create shim task: {error.message}") from error
             crashpoint("containerd.create.created")
             undo.pop_all()
         task.shim = shim

@@ -305,7 +305,7 @@ class Tasks:
 
     async def stats(self, task: Task) -> AnyMessage | None:
         """The shim's measurements of a task; None when it gives none now."""
-        if task.shim is None or task.init.status not in (Status.RUNNING, Status.PAUSED):
+        if task.shim is None:
             return None
         try:
             request = v2.StatsRequest(id=task.bundle.id)

@@ -24,12 +24,12 @@ PACKAGES = (
 )
 
 
-def _os_release() -> dict[str, str]:
+def os_release() -> dict[str, str]:
     lines = Path("/etc/os-release").read_text().splitlines()
     return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
 
 
-def _mirror() -> str | None:
+def mirror() -> str | None:
     """The mirror that this host installs from, or None to let debootstrap choose."""
     places = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     for place in places:
@@ -51,7 +51,7 @@ def building(name: str) -> Iterator[Path]:
 
 def debian_root() -> Path:
     """Path of a root with systemd and what `make install` needs; takes about a minute the first time."""
-    release = _os_release()
+    release = os_release()
     key = hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]
     with building(f"root-{release['VERSION_CODENAME']}-{key}") as root:
         if (root / ".built").exists():
@@ -64,9 +64,9 @@ def debian_root() -> Path:
             release["VERSION_CODENAME"],
             str(root),
         ]
-        mirror = _mirror()
+        where = mirror()
         with open(f"{root}.log", "wb") as log:
-            subprocess.run(command + ([mirror] if mirror else []), check=True, stdout=log, stderr=log)
+            subprocess.run(command + ([where] if where else []), check=True, stdout=log, stderr=log)
         (root / ".built").touch()
         return root
 

@@ -38,7 +38,7 @@ DOCKERD_ROOMS: dict[str, set[str]] = {
     "routes": {"engine", "images", "network", "replies", "schemas", "streams", "hijack"},
 }
 CONTAINERD_ROOMS: dict[str, set[str]] = {
-    "snapshots": {"events", "filters", "labels", "leases", "syncfs"},
+    "snapshots": {"events", "filters", "labels", "leases", "namespaces", "syncfs"},
 }
 
 

@@ -54,13 +54,13 @@ class Overlay:
     def mounts(self, folder: Path, kind: str, chain: Sequence[Path]) -> list[Mount]:
         if not chain:
             return [_bind(folder / "fs", writable=kind == ACTIVE)]
-        options = []
+        options = list(self._extra)
         if kind == ACTIVE:
             options += [f"workdir={folder / 'work'}", f"upperdir={folder / 'fs'}"]
         elif len(chain) == 1:
             return [_bind(chain[0], writable=False)]
         options.append(f"lowerdir={':'.join(map(str, chain))}")
-        return [Mount(type="overlay", source="overlay", options=[*options, *self._extra])]
+        return [Mount(type="overlay", source="overlay", options=options)]
 
 
 class Native:

@@ -32,7 +32,7 @@ from pb.containerd.events import SnapshotCommit, SnapshotPrepare, SnapshotRemove
 from pb.containerd.types import Mount
 from storage.database import Database
 
-from containerd_svc import filters, labels, leases
+from containerd_svc import filters, labels, leases, namespaces
 from containerd_svc.events import Events, Recorder
 from containerd_svc.snapshots import records, trees
 from containerd_svc.snapshots.drivers import ACTIVE, COMMITTED, DRIVERS, VIEW, Driver
@@ -225,6 +225,8 @@ class Snapshots:
         row = await self._db.read(lambda connection: records.find(connection, namespace, snapshotter, key))
         if row.usage is not None:
             return Usage(*row.usage)
+        if row.info.kind == VIEW:
+            return Usage(0, 0)  # it has no files of its own
         size, inodes = await self._in_thread(lambda: trees.usage(self._folder(row.id) / "fs"))
         if row.info.kind == COMMITTED:
             await self._db.write(
@@ -297,6 +299,7 @@ class Snapshots:
             if not driver.copies:
                 _make(driver, temporary, kind, self._files(chain))
             crashpoint("snapshots.folder-made")
+            namespaces.ensure(connection, namespace)
             number = records.insert(connection, namespace, snapshotter, kind, key, parent_id, wanted)
             leases.hold(connection, namespace, lease, f"snapshots/{snapshotter}", key)
             if kind == ACTIVE:

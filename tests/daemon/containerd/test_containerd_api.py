@@ -1,11 +1,8 @@
-"""The small services on the wire, and containerd's own client."""
+"""The small services on the wire."""
 
 from __future__ import annotations
 
-import asyncio
 import datetime
-import shutil
-import subprocess
 
 import errdefs
 import pytest
@@ -91,43 +88,3 @@ async def test_clients_publish_and_forward_events(world: World) -> None:
         await anext(events.subscribe(SubscribeRequest(filters=["=="])))
     with pytest.raises(errdefs.InvalidArgument):
         await anext(events.subscribe(SubscribeRequest(), metadata={"buoy-events-after": "yesterday"}))
-
-
-async def test_containerd_s_own_client_runs_a_container(world: World) -> None:
-    ctr = shutil.which("ctr")
-    if ctr is None:
-        pytest.skip("no ctr on this host (Debian's package containerd)")
-
-    async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [ctr, "--address", world.address, *arguments]
-        return await asyncio.to_thread(
-            subprocess.run,
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-
-    rootfs = str(world.rootfs)
-    done = await run("run", "--rm", "--rootfs", rootfs, "one", "/bin/sh", "-c", "echo hello; exit 3")
-    assert (done.returncode, done.stdout) == (3, "hello\n")
-    assert (await run("run", "-d", "--rootfs", rootfs, "two", "/bin/sleep", "100")).returncode == 0
-    assert "RUNNING" in (await run("tasks", "ls")).stdout
-    done = await run("tasks", "exec", "--exec-id", "e", "two", "/bin/echo", "inside")
-    assert done.stdout == "inside\n"
-    await run("tasks", "kill", "-s", "KILL", "two")
-    await until(
-        lambda: (
-            "STOPPED"
-            in subprocess.run(
-                [ctr, "--address", world.address, "tasks", "ls"], capture_output=True, text=True, check=False
-            ).stdout
-        ),
-        "it is stopped",
-    )
-    await run("tasks", "rm", "two")
-    assert (await run("containers", "rm", "two")).returncode == 0
-    assert (await run("run", "--rm", "--rootfs", rootfs, "bad", "/no/such")).returncode == 1
-    assert (await run("containers", "ls", "-q")).stdout == ""

@@ -352,9 +352,10 @@ def _quietly(*command: str | Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(rootfs: Path) -> AsyncIterator[World]:
-    """A world that is up, and gone afterwards."""
+async def running(rootfs: Path, **options: str) -> AsyncIterator[World]:
+    """A world that is up, its daemon with these options, and gone afterwards."""
     world = World(rootfs)
+    world.options.update(options)
     try:
         await world.up()
         yield world

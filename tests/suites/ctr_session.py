@@ -1,0 +1,290 @@
+"""`ctr` driven through one script against one daemon, within namespaces of their own; what it answered, as
+JSON.
+
+`python -m tests.suites.ctr_session ours|peer TOOLS WORK` is called as process 1 of new pid and mount
+namespaces: whatever it started and mounted ends with it. TOOLS is a folder list as in PATH that has `ctr`,
+and for `peer` containerd, its shim and runc. WORK gets `transcript.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from launcher.busybox_image import busybox_image_tar, busybox_rootfs_tar
+
+from tests.daemon.containerd.world import running
+from tests.suites import ctr_script
+
+# Each daemon's containers have a containerd namespace, and so a control group, of their own.
+NAMESPACES = {"ours": "ctr-ours", "peer": "ctr-peer"}
+_SECONDS = 20
+
+
+class Session:
+    """One daemon's answers, in order: what was asked, the exit code, what was printed on both streams."""
+
+    def __init__(self, address: str, namespace: str, tools: str, work: Path) -> None:
+        self.work = work
+        self.transcript: list[tuple[str, str, int, str]] = []
+        self._section = ""
+        self._command = [str(shutil.which("ctr", path=tools)), "-a", address, "-n", namespace]
+        self._environment = {**os.environ, "HOME": str(work)}
+
+    def section(self, name: str) -> None:
+        """The name of what follows."""
+        self._section = name
+
+    def __call__(self, line: str, *, stdin: bytes = b"", sort: bool = False) -> str:
+        """Run `ctr` with the words of a line; what it printed. `sort`: the daemon gives no order."""
+        done = subprocess.run(
+            [*self._command, *shlex.split(line)],
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_SECONDS,
+            env=self._environment,
+            check=False,
+        )
+        text = done.stdout.decode(errors="replace")
+        if sort:
+            text = "\n".join(sorted(text.splitlines()))
+        self.note(line, done.returncode, text)
+        return text
+
+    def note(self, what: str, code: int, text: str) -> None:
+        """Add an answer that was got otherwise."""
+        self.transcript.append((self._section, what, code, text))
+
+    def quietly(self, line: str) -> str:
+        """Run `ctr` without noting what it says; its standard output."""
+        return self.raw(line).decode(errors="replace")
+
+    def raw(self, line: str) -> bytes:
+        """The same, as bytes."""
+        command = [*self._command, *shlex.split(line)]
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, timeout=_SECONDS, env=self._environment, check=False
+        ).stdout
+
+    def terminal(self, line: str, typed: bytes, after: str) -> None:
+        """Run `ctr` on a terminal and type once it has shown `after`."""
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            [*self._command, *shlex.split(line)],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env=self._environment,
+            start_new_session=True,
+        )
+        os.close(follower)
+        seen = b""
+        written = False
+        with contextlib.suppress(OSError):  # EIO: the last follower is closed
+            while data := os.read(leader, 4096):
+                seen += data
+                if not written and after.encode() in seen:
+                    os.write(leader, typed)
+                    written = True
+        os.close(leader)
+        code = process.wait(_SECONDS)
+        self.note(line, code, seen.decode(errors="replace").replace("\r\n", "\n"))
+
+    @contextlib.contextmanager
+    def piped(self, line: str) -> Iterator[subprocess.Popen[bytes]]:
+        """`ctr` beside what follows, with a pipe to its input; noted when the block ends."""
+        process = subprocess.Popen(
+            [*self._command, *shlex.split(line)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+        )
+        try:
+            yield process
+            output, _ = process.communicate(timeout=_SECONDS)
+            self.note(line, process.returncode, output.decode(errors="replace"))
+        finally:
+            process.kill()
+
+    @contextlib.contextmanager
+    def watching(self, last: str) -> Iterator[None]:
+        """Note the events of a block, up to the one that has the words `last`."""
+        process = subprocess.Popen(
+            [*self._command, "events"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self._environment,
+        )
+        lines: list[str] = []
+        ended = threading.Event()
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if last in line:
+                    ended.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        # The client does not say when it is subscribed: a label is set until it tells of it.
+        while not lines:
+            self._touch()
+        before = len(lines)
+        yield
+        assert ended.wait(_SECONDS), f"no {last} among {lines}"
+        process.kill()
+        process.wait()
+        self.note("events", 0, "".join(line for line in lines[before:] if "/namespaces/" not in line))
+
+    def _touch(self) -> None:
+        subprocess.run(
+            [*self._command[:-2], "namespaces", "label", self._command[-1], f"t={time.time_ns()}"],
+            capture_output=True,
+            env=self._environment,
+            check=False,
+        )
+
+    def until(self, holds: Callable[[], object], what: str) -> None:
+        """Poll."""
+        deadline = time.monotonic() + _SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.05)
+
+    def until_state(self, container: str, state: str) -> None:
+        """Wait until the task of a container is in a state."""
+
+        def is_so() -> bool:
+            rows = [line.split() for line in self.quietly("tasks ls").splitlines()]
+            return [row[2] for row in rows if row and row[0] == container] == [state]
+
+        self.until(is_so, f"{container} {state}")
+
+
+def _mount_hierarchies(view: Path) -> None:
+    """Show control groups that the host has but mounts nowhere, too: containerd's metrics need them all."""
+    base = Path("/sys/fs/cgroup")
+    if not (base / "memory").is_dir():
+        return
+    view.mkdir()
+    _run("mount", "-t", "tmpfs", "-o", "mode=755", "cgroups", str(view))
+    for path in base.iterdir():
+        if path.is_symlink():
+            (view / path.name).symlink_to(path.readlink())
+        else:
+            (view / path.name).mkdir()
+            _run("mount", "--bind", str(path), str(view / path.name))
+    for line in Path("/proc/cgroups").read_text().splitlines()[1:]:
+        name = line.split()[0]
+        if (view / name).exists():
+            continue
+        (view / name).mkdir()
+        command = ["mount", "-t", "cgroup", "-o", name, name, str(view / name)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            (view / name).rmdir()  # it is on the v2 hierarchy
+    _run("mount", "--move", str(view), str(base))
+
+
+def _remove_groups(name: str) -> None:
+    """Remove the control groups `name` of every hierarchy; their processes have ended."""
+    for folder in (*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")):
+        for path, _, _ in os.walk(folder, topdown=False):
+            os.rmdir(path)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+# Neither daemon's collector runs unasked between two questions.
+_CONFIG = """version = 2
+root = "{0}/lib"
+state = "{0}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
+[grpc]
+address = "{0}/c.sock"
+[plugins."io.containerd.gc.v1.scheduler"]
+pause_threshold = 0.00001
+"""
+_OUR_CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.gc.v1.scheduler"]\n'
+
+
+def _peer(tools: str, work: Path) -> str:
+    """Start the real daemon; its address."""
+    (work / "config.toml").write_text(_CONFIG.format(work))
+    command = [str(shutil.which("containerd", path=tools)), "--config", str(work / "config.toml")]
+    with open(work.with_name("daemon.log"), "wb") as log:
+        subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        )
+    deadline = time.monotonic() + _SECONDS
+    while not (work / "c.sock").exists():
+        assert time.monotonic() < deadline, work.with_name("daemon.log").read_text()
+        time.sleep(0.02)
+    return f"{work}/c.sock"
+
+
+def main(kind: str, tools: str, folder: str) -> None:
+    """Start the daemon, play the script, write the transcript."""
+    work = Path(folder)
+    assert os.getpid() == 1, "the end of a session ends every process that it sees"
+    # Fifos of `ctr` and, for the real daemon, sockets of shims: their places cannot be chosen.
+    _run("mount", "-t", "tmpfs", "tmpfs", "/run/containerd")
+    _mount_hierarchies(work / "cgroups")
+    busybox_image_tar(work / "image.tar", "docker.io/library/bb:1")
+    busybox_rootfs_tar(work / "rootfs.tar")
+    (work / "rootfs").mkdir()
+    _run("tar", "-C", str(work / "rootfs"), "-xf", str(work / "rootfs.tar"))
+    session = partial(Session, namespace=NAMESPACES[kind], tools=tools, work=work)
+    try:
+        if kind == "peer":
+            place = work / "daemon"
+            place.mkdir()
+            _play(session(address=_peer(tools, place)), place)
+        else:
+            asyncio.run(_ours(session, work))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
+        _remove_groups(NAMESPACES[kind])
+
+
+async def _ours(session: Callable[..., Session], work: Path) -> None:
+    (work / "ours.toml").write_text(_OUR_CONFIG)
+    async with running(work, config=str(work / "ours.toml")) as world:
+        try:
+            await asyncio.to_thread(lambda: _play(session(address=world.address), world.dir))
+        finally:
+            shutil.copy(world.log, work / "daemon.log")
+
+
+def _play(session: Session, place: Path) -> None:
+    (session.work / "place").write_text(str(place))
+    try:
+        ctr_script.play(session)
+    finally:
+        (session.work / "transcript.json").write_text(json.dumps(session.transcript))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    main(*sys.argv[1:])
