@@ -111,17 +111,27 @@ def _parallel(side: Side) -> tuple[float, float, float]:
     return started, (time.perf_counter() - began) * 1000, shim
 
 
-def _row(name: str, values: list[float], unit: str) -> str:
+# What the ratios are to be at most.
+_WANTED = {
+    "run --rm, bridge": 0.5,
+    "exec": 0.6,
+    f"{PARALLEL} run -d at once": 0.5,
+}
+_RUNTIME_WANTED = 1.0
+
+
+def _row(name: str, values: list[float], unit: str, wanted: float | None = None) -> str:
     cells = [f"{value:.1f}" for value in values]
     if len(values) == 2:
         cells.append(f"{values[0] / values[1]:.2f}" if values[1] else "-")
+        cells.append("" if wanted is None else f"{wanted:g}")
     return f"| {name} | {unit} | " + " | ".join(cells) + " |"
 
 
 def _measure_runtime(rounds: int) -> None:
-    print("| what | unit | Buoy | peer | ratio |\n|---|---|---|---|---|")
+    print("| what | unit | Buoy | peer | ratio | wanted |\n|---|---|---|---|---|---|")
     for name, values in runtime.rows(rounds):
-        print(_row(name, values, "ms"), flush=True)
+        print(_row(name, values, "ms", _RUNTIME_WANTED), flush=True)
     print()
 
 
@@ -150,14 +160,15 @@ def main() -> int:
         if peer:
             sides.append(Side("peer", peer))
             sides[1].docker("import", str(engine.state / "busybox.tar"), IMAGE)
-        heads = [side.name for side in sides] + (["ratio"] if peer else [])
+        heads = [side.name for side in sides] + (["ratio", "wanted"] if peer else [])
         print("| what | unit | " + " | ".join(heads) + " |")
         print("|---|---|" + "---|" * len(heads))
         _measure_logs(sides, engine.state / "busybox.tar", rounds)
         if only == "logs":
             return 0
         for kind, lists in _commands(sides, rounds).items():
-            print(_row(kind, [statistics.median(one) for one in lists], "ms"), flush=True)
+            medians = [statistics.median(one) for one in lists]
+            print(_row(kind, medians, "ms", _WANTED.get(kind)), flush=True)
         together = [[_parallel(side) for side in sides] for _ in range(3)]
         for column, (name, unit) in enumerate(
             (
@@ -169,7 +180,7 @@ def main() -> int:
             values = [
                 statistics.median(turn[index][column] for turn in together) for index in range(len(sides))
             ]
-            print(_row(name, values, unit), flush=True)
+            print(_row(name, values, unit, _WANTED.get(name)), flush=True)
         daemons = [sum(_pss(engine.pid(name)) for name in SERVICES)]
         if peer:
             daemons.append(sum(_pss(pid) for pid in _named(lambda comm, _: comm in PEER_PROCESSES)))

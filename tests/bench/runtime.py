@@ -1,7 +1,8 @@
 """`make bench`, the runtime's rows: `runc-bin` beside `runc` and `crun`, on one bundle, alternating.
 
 PEER_RUNC and PEER_CRUN name the peers; without them, those on PATH are taken. All get the same minimal
-bundle: a static busybox, `runc spec`'s config with `true` as its program.
+bundle: a static busybox, `runc spec`'s config with `true` as its program. A peer that refuses is named with
+its reason, and the rows beside the other are measured all the same.
 """
 
 from __future__ import annotations
@@ -22,10 +23,20 @@ from linux.interpreter import remove_mounts
 from runc_bin.libcontainer import spec_document
 
 from tests.support.busybox import find_busybox
+from tests.support.hierarchies import in_full_view
 
 AT_ONCE = 100
 OURS = str(Path(sys.executable).parent / "runc-bin")
+HERE = str(Path(__file__).resolve().parents[2])
 _NULL = subprocess.DEVNULL
+# crun takes a host for a v1 one, which it serves, when no v2 tree is mounted.
+_LEGACY = """
+shift
+umount /sys/fs/cgroup/unified 2>/dev/null && rmdir /sys/fs/cgroup/unified
+exec "$@"
+"""
+
+Row = tuple[str, list[float]]
 
 
 class Refused(Exception):
@@ -69,45 +80,13 @@ class Side:
             raise Refused(f"{self.binary}: {self._errors.read_text(errors='replace').strip()[-400:]}")
 
 
-class _WarmFork:
-    """`warm_fork` as a side: a container's life in children of a process that has loaded the runtime."""
-
-    def __init__(self, folder: Path, bundle: Path) -> None:
-        words = [sys.executable, "-m", "tests.bench.warm_fork", str(folder / "root-warm")]
-        here = str(Path(__file__).resolve().parents[2])
-        self._process = subprocess.Popen(
-            words,
-            cwd=bundle,
-            env={**os.environ, "PYTHONPATH": here},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self) -> float:
-        """Milliseconds of one life, by its own clock."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("the warm process died")
-        return float(line)
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-
-
-def _timed(action: Callable[[], object]) -> float:
+def timed(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return (time.perf_counter() - began) * 1000
 
 
-def _alternating(rounds: int, *actions: Callable[[], float]) -> list[float]:
+def alternating(rounds: int, *actions: Callable[[], float]) -> list[float]:
     """The median of each action; the first round warms all up."""
     times: list[list[float]] = [[] for _ in actions]
     for turn in range(rounds + 1):
@@ -119,7 +98,7 @@ def _alternating(rounds: int, *actions: Callable[[], float]) -> list[float]:
 
 
 @contextmanager
-def _bundles() -> Iterator[tuple[Path, Path, Path]]:
+def bundles() -> Iterator[tuple[Path, Path, Path]]:
     """(work folder, bundle that runs `true`, bundle that sleeps) on one root."""
     with tempfile.TemporaryDirectory(prefix="buoy-bench-") as name:
         folder = Path(name)
@@ -150,10 +129,10 @@ def _exec_rows(ours: Side, peer: Side, sleep: Path, rounds: int) -> list[float]:
     try:
         for side, container in ids.items():
             side.call("run", "--detach", container, bundle=sleep)
-        return _alternating(
+        return alternating(
             rounds,
             *(
-                lambda side=side, container=container: _timed(lambda: side.call("exec", container, "true"))
+                lambda side=side, container=container: timed(lambda: side.call("exec", container, "true"))
                 for side, container in ids.items()
             ),
         )
@@ -163,36 +142,52 @@ def _exec_rows(ours: Side, peer: Side, sleep: Path, rounds: int) -> list[float]:
                 side.call("delete", "--force", container)
 
 
-def rows(rounds: int) -> Iterator[tuple[str, list[float]]]:
+def peer(name: str) -> str | None:
+    """The path of the runtime to compare with: PEER_<NAME>, or `name` on PATH; None when there is none."""
+    found = shutil.which(os.environ.get(f"PEER_{name.upper()}", name))
+    if found is None:
+        print(f"(no {name}: set PEER_{name.upper()} to its path, or install it)", flush=True)
+    return found
+
+
+def _beside_runc(runc: str, rounds: int) -> Iterator[Row]:
+    with bundles() as (folder, bundle, sleep):
+        ours, theirs = Side(OURS, folder, bundle), Side(runc, folder, bundle)
+        yield (
+            "runc-bin run, beside runc",
+            alternating(rounds, lambda: timed(ours.run), lambda: timed(theirs.run)),
+        )
+        yield "runc-bin exec, beside runc", _exec_rows(ours, theirs, sleep, rounds)
+        several = max(3, rounds // 5)
+        yield (
+            f"{AT_ONCE} runc-bin run at once, beside runc",
+            alternating(several, lambda: timed(ours.run_at_once), lambda: timed(theirs.run_at_once)),
+        )
+
+
+def _beside_crun(rounds: int) -> Iterator[Row]:
+    """What `tests.bench.beside_crun` measures, in a process whose view of control groups crun accepts."""
+    with tempfile.TemporaryDirectory(prefix="buoy-bench-") as place:
+        words = (f"{place}/cgroups", sys.executable, "-m", "tests.bench.beside_crun", str(rounds))
+        with subprocess.Popen(in_full_view(_LEGACY, *words), cwd=HERE, stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            for line in process.stdout:
+                name, values = json.loads(line)
+                yield name, values
+        if process.returncode:
+            raise Refused("its process failed")
+
+
+def rows(rounds: int) -> Iterator[Row]:
     """Name and [ours, the peer's] medians in milliseconds of each row whose peer is there."""
-    runc = shutil.which(os.environ.get("PEER_RUNC", "runc"))
-    crun = shutil.which(os.environ.get("PEER_CRUN", "crun"))
-    for name, found in (("runc", runc), ("crun", crun)):
+    runc, crun = peer("runc"), peer("crun")
+    for name, found, measured in (
+        ("runc", runc, _beside_runc(runc or "", rounds)),
+        ("crun", crun, _beside_crun(rounds)),
+    ):
         if found is None:
-            print(f"(no {name}: set PEER_{name.upper()} to its path, or install it)", flush=True)
-    with _bundles() as (folder, bundle, sleep):
-        ours = Side(OURS, folder, bundle)
-        if runc is not None:
-            peer = Side(runc, folder, bundle)
-            yield (
-                "runc-bin run, beside runc",
-                _alternating(rounds, lambda: _timed(ours.run), lambda: _timed(peer.run)),
-            )
-            yield "runc-bin exec, beside runc", _exec_rows(ours, peer, sleep, rounds)
-            several = max(3, rounds // 5)
-            yield (
-                f"{AT_ONCE} runc-bin run at once, beside runc",
-                _alternating(several, lambda: _timed(ours.run_at_once), lambda: _timed(peer.run_at_once)),
-            )
-        if crun is not None:
-            rival = Side(crun, folder, bundle)
-            warm = _WarmFork(folder, bundle)
-            try:
-                yield (
-                    "a container in a warm fork, beside crun run",
-                    _alternating(rounds, warm.run, lambda: _timed(rival.run)),
-                )
-            except Refused as error:  # crun does not run on every cgroup set-up
-                print(f"(no figure beside crun: {error})", flush=True)
-            finally:
-                warm.close()
+            continue
+        try:
+            yield from measured
+        except Refused as error:
+            print(f"(no more figures beside {name}: {error})", flush=True)

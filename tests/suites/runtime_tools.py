@@ -12,28 +12,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.hierarchies import in_full_view
+
 _SECONDS = 100
 
-# Some programs want control groups that the host has but mounts nowhere: they get them, in a mount namespace
-# of their own. What a program leaves is removed there too.
+# Some programs want control groups that the host has but mounts nowhere. What a program leaves is removed in
+# the same view of them.
 _SCRIPT = """
-program=$1 runtime=$2 root=$3 view=$4
-if [ -d /sys/fs/cgroup/memory ]; then
-    mkdir "$view"
-    mount -t tmpfs -o mode=755 cgroups "$view"
-    for path in /sys/fs/cgroup/*; do
-        if [ -L "$path" ]; then cp -P "$path" "$view"
-        else mkdir "$view/${path##*/}" && mount --bind "$path" "$view/${path##*/}"
-        fi
-    done
-    for name in $(awk '!/^#/ { print $1 }' /proc/cgroups); do
-        [ -e "/sys/fs/cgroup/$name" ] && continue
-        mkdir "$view/$name"
-        mount -t cgroup -o "$name" "$name" "$view/$name" 2>/dev/null || rmdir "$view/$name"
-    done
-    umount -l -R /sys/fs/cgroup
-    mount --move "$view" /sys/fs/cgroup
-fi
+program=$2 runtime=$3 root=$4
 "$program"
 code=$?
 for path in "$root"/*; do
@@ -81,9 +67,9 @@ def run(suite: Path, name: str, runtime: str, place: Path) -> Verdict:
     bundles = place / "bundles"
     bundles.mkdir()
     program = str(suite / "validation" / name / f"{name}.t")
-    words = [program, str(wrapper), str(place / "state"), str(place / "cgroups")]
+    words = [str(place / "cgroups"), program, str(wrapper), str(place / "state")]
     done = subprocess.run(
-        ["unshare", "-m", "--propagation", "private", "sh", "-c", _SCRIPT, "sh", *words],
+        in_full_view(_SCRIPT, *words),
         cwd=suite,
         env={**os.environ, "RUNTIME": str(wrapper), "TMPDIR": str(bundles)},
         capture_output=True,

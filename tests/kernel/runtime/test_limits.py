@@ -71,6 +71,13 @@ def test_update_by_a_document(bundle: Bundle) -> None:
         bundle.call("update", "--resources", "-", container_id, stdin=file)
 
 
+def test_a_limit_that_the_interpreter_is_above(bundle: Bundle) -> None:
+    bundle.linux["resources"] = {"memory": {"limit": 6 * MEGA, "swap": 6 * MEGA}}
+    container_id, _ = bundle.start("sleep", "60")
+    assert value(bundle, "memory", "memory.limit_in_bytes") == str(6 * MEGA)
+    assert bundle.call("exec", container_id, "echo", "here").stdout == "here\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

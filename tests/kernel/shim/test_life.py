@@ -365,6 +365,16 @@ async def test_out_of_memory(box: Box) -> None:
     assert topics.index("/tasks/oom") < topics.index("/tasks/exit")
 
 
+async def test_a_limit_that_the_shim_itself_is_above(box: Box) -> None:
+    limit = {"memory": {"limit": 6 << 20, "swap": 6 << 20}}
+    box.write(["sh", "-c", "exit 7"], resources=limit)
+    await box.shim()
+    await box.create()
+    await box.start()
+    assert await box.wait() == 7
+    assert box.record()["oom_killed"] is False
+
+
 async def test_sigterm_ends_only_a_shim_without_a_task(box: Box) -> None:
     box.write(["sleep", "1000"])
     await box.shim()
