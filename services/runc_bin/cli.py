@@ -184,7 +184,7 @@ VERBS: dict[str, Verb] = {
                 Flag("env", list, "e", help="NAME=value, added to the environment"),
                 Flag("cap", list, "c", help="capability to add"),
                 Flag("apparmor", str, help="AppArmor profile"),
-                Flag("process-label", str, help="not supported: SELinux label"),
+                Flag("process-label", str, help="SELinux label"),
                 Flag("no-new-privs", bool, help="set no_new_privs"),
                 Flag("cgroup", list, help="not supported: sub-cgroup to run in"),
                 Flag("ignore-paused", bool, help="allow a paused container"),

@@ -22,10 +22,8 @@ from pb.containerd.task.v2 import CreateTaskRequest
 from runc_bin.__main__ import main as run_built_in
 from runc_bin.commands.launch import connect_console
 from runc_bin.libcontainer.container import check_startable, delete_ended, opened_fifo, take_fifo
-from runc_bin.libcontainer.exec_in import Begun, ExecOptions, begin, hear
+from runc_bin.libcontainer.exec_in import Begun, ExecOptions, begin, hear, read_process_file
 from runc_bin.libcontainer.failures import reason
-from runc_bin.libcontainer.fields import load_json
-from runc_bin.libcontainer.process_spec import read_process
 from runc_bin.libcontainer.state import load_state
 
 from shim_svc.bundle import read_file
@@ -276,7 +274,7 @@ class Runtime:
     ) -> Begun:
         root = self._options[1]
         record = load_state(root, container)
-        wanted = load_json(process, read_process, f"open {process}: no such file or directory")
+        wanted = read_process_file(process, record)
         console = connect_console(console_socket) if wanted.terminal else None
         try:
             with signals_blocked():

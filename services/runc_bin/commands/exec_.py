@@ -8,7 +8,6 @@ from runc_bin.cli import Context
 from runc_bin.commands import launch
 from runc_bin.foreground import Foreground
 from runc_bin.libcontainer import exec_in, fields, process_spec, spec, state
-from runc_bin.libcontainer.capabilities import Capabilities
 from runc_bin.libcontainer.exec_in import ExecOptions
 from runc_bin.libcontainer.process_spec import Process
 from runc_bin.libcontainer.state import State
@@ -18,7 +17,7 @@ from runc_bin.log import Log
 def _read_process(context: Context, record: State) -> Process:
     path = context.text("process")
     if path:
-        return fields.load_json(path, process_spec.read_process, f"open {path}: no such file or directory")
+        return exec_in.read_process_file(path, record)
     base = spec.load_spec(record.bundle).process
     if base is None:
         raise InvalidArgument(process_spec.NO_PROCESS)
@@ -30,7 +29,7 @@ def _read_process(context: Context, record: State) -> Process:
         raise InvalidArgument("Cwd must be an absolute path")
     caps = base.capabilities
     if context.texts("cap"):
-        caps = (caps or Capabilities()).with_added(context.texts("cap"))
+        caps = caps.with_added(context.texts("cap"))
     return base.replace(
         args=tuple(context.args[1:]),
         cwd=cwd,
@@ -44,6 +43,7 @@ def _read_process(context: Context, record: State) -> Process:
         ),
         capabilities=caps,
         apparmor_profile=context.text("apparmor") or base.apparmor_profile,
+        selinux_label=context.text("process-label") or base.selinux_label,
         no_new_privileges=context.given("no-new-privs") or base.no_new_privileges,
     )
 
@@ -65,8 +65,6 @@ def _id(text: str, what: str) -> int:
 def run(context: Context, _log: Log) -> int:
     if context.texts("cgroup"):
         raise NotImplementedHere("exec --cgroup is not supported")
-    if context.text("process-label"):
-        raise NotImplementedHere("SELinux is not supported")
     record = state.load_state(context.root, context.args[0])
     process = _read_process(context, record)
     detached = context.given("detach")

@@ -66,6 +66,21 @@ def check_passed_fds(first: int, count: int) -> None:
             raise InvalidArgument(message) from None
 
 
+def check_confinement(process: Process) -> None:
+    """Refuse what the host's security modules cannot do; FailedPrecondition."""
+    if process.apparmor_profile and not apparmor.enabled():
+        raise FailedPrecondition(
+            "apparmor profile specified in config, but apparmor is disabled or not supported"
+        )
+    if process.selinux_label:
+        from runc_bin.libcontainer import selinux
+
+        if not selinux.enabled():
+            raise FailedPrecondition(
+                "selinux label is specified in config, but selinux is disabled or not supported"
+            )
+
+
 def create(
     root: str, container_id: str, spec: Spec, options: CreateOptions, *, warn: hooks.Warn = hooks.say
 ) -> State:
@@ -78,10 +93,7 @@ def create(
     process = spec.process or no_process()
     state.check_id(container_id)
     check_passed_fds(3 + options.listen_fds, options.preserve_fds)
-    if process.apparmor_profile and not apparmor.enabled():
-        raise FailedPrecondition(
-            "apparmor profile specified in config, but apparmor is disabled or not supported"
-        )
+    check_confinement(process)
     maps = None
     if "user" in spec.namespaces:
         from runc_bin.libcontainer import id_mappings
@@ -117,6 +129,7 @@ def create(
         oom_score_adj=process.oom_score_adj,
         has_seccomp=program is not None,
         personality=spec.personality,
+        process_defaults=spec.process_defaults,
         late_hooks=hooks.to_record(spec.hooks),
     )
     with contextlib.ExitStack() as undo:

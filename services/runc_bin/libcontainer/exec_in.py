@@ -29,9 +29,10 @@ from runc_bin.libcontainer import (
     seccomp,
     state,
 )
-from runc_bin.libcontainer.create import START_ERROR, check_passed_fds
+from runc_bin.libcontainer.create import START_ERROR, check_confinement, check_passed_fds
 from runc_bin.libcontainer.failures import step
-from runc_bin.libcontainer.process_spec import Process
+from runc_bin.libcontainer.fields import load_json
+from runc_bin.libcontainer.process_spec import Process, read_further_process
 from runc_bin.libcontainer.spec import NAMESPACE_FLAGS
 from runc_bin.libcontainer.state import State
 from runc_bin.libcontainer.sync import Channel, Message
@@ -81,6 +82,15 @@ class Begun:
         return self.pid != self.entering
 
 
+def read_process_file(path: str, record: State) -> Process:
+    """The process of a JSON file (`--process`), for a container. Errors as `fields.load_json`."""
+    return load_json(
+        path,
+        lambda document: read_further_process(document, record.process_defaults),
+        f"open {path}: no such file or directory",
+    )
+
+
 def start(root: str, record: State, process: Process, options: ExecOptions) -> int:
     """Start `process` in a container and return its pid once it runs; it is this process's child.
 
@@ -121,10 +131,7 @@ def begin(
     if now == "paused" and not options.ignore_paused:
         raise FailedPrecondition("cannot exec in a paused container (use --ignore-paused to override)")
     check_passed_fds(3, options.preserve_fds)
-    if process.apparmor_profile and not apparmor.enabled():
-        raise FailedPrecondition(
-            "apparmor profile specified in config, but apparmor is disabled or not supported"
-        )
+    check_confinement(process)
     program = state.load_filter(root, record.id) if record.has_seccomp else None
     with contextlib.ExitStack() as stack:
         pidfd = _open_init(record)
@@ -188,9 +195,10 @@ def _begin(
         seccomp_program=program,
         stream_owner=owner,
     )
-    pid = syscalls.clone(0, cgroup_fd=group)
-    if pid == 0:
-        _run(joining, first)
+    with scheduling.affinity(process.initial_cpus):
+        pid = syscalls.clone(0, cgroup_fd=group)
+        if pid == 0:
+            _run(joining, first)
     crashpoint("runc.exec.cloned")
     if manager.attaches:
         _attach(manager, pid, ours)
@@ -254,6 +262,7 @@ def _enter(joining: Joining) -> None:
     else:
         with step("unable to join the container's cgroup"):
             joining.manager.join_self(born_inside=joining.born_inside)
+    scheduling.settle_affinity(joining.process)
     score = joining.process.oom_score_adj
     identity.set_oom_score(joining.record.oom_score_adj if score is None else score)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # an ordinary user had to write the score first
@@ -283,7 +292,7 @@ def _be_born(joining: Joining) -> None:
         joining.channel.send(Message.BORN, str(pid))
     joining.channel.expect(Message.GO)
     if not joining.record.no_new_keyring:
-        keyring.join(joining.record.id)
+        keyring.join(joining.record.id, joining.process.selinux_label)
     if joining.process.terminal and joining.console_socket is not None:
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         console.set_up(root, joining.console_socket, joining.process.console_size, mount=False)
@@ -301,6 +310,7 @@ def _become(joining: Joining) -> None:
         with step("unable to apply apparmor profile"):
             apparmor.apply_exec(profile)
     scheduling.apply(process, record.personality)
+    init.label_program(process)
     entered = identity.enter_directory(process.cwd)
     if program is not None and not process.no_new_privileges:
         seccomp.install(program, record.seccomp_flags)

@@ -95,11 +95,9 @@ def become(process: Process, *, entered: bool) -> None:
     """Take the groups, the user and the capabilities of the spec, and the working directory unless it was
     `entered`.
     """
-    caps = process.capabilities
-    if caps is not None:
-        with step("unable to apply bounding set"):
-            capabilities.drop_bounding(caps.bounding)
-        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+    with step("unable to apply bounding set"):
+        capabilities.drop_bounding(process.capabilities.bounding)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
     with step("unable to setup user"):
         _own_streams(process.uid)
         _set_groups(process.additional_gids)
@@ -109,10 +107,9 @@ def become(process: Process, *, entered: bool) -> None:
         with step(f'chdir to cwd ("{process.cwd}") set in config.json failed'):
             os.chdir(process.cwd)
         _check_directory()
-    if caps is not None:
-        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
-        with step("unable to apply caps"):
-            capabilities.apply(caps)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
+    with step("unable to apply caps"):
+        capabilities.apply(process.capabilities)
 
 
 def _check_directory() -> None:

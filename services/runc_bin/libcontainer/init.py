@@ -152,7 +152,7 @@ def _build(birth: Birth) -> Root:
         if spec.is_private("ipc"):
             syscalls.unshare(syscalls.CLONE_NEWIPC)  # its message queues belong to whoever makes it
     if not birth.no_new_keyring:
-        keyring.join(birth.container_id)
+        keyring.join(birth.container_id, birth.process.selinux_label)
     root.fill(birth.manager.paths)
     if not may_go:
         birth.channel.expect(Message.GO)
@@ -202,6 +202,7 @@ def _become(birth: Birth, root: Root) -> None:
     if process.no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     scheduling.apply(process, birth.spec.personality)
+    label_program(process)
     entered = identity.enter_directory(process.cwd)
     program = birth.seccomp_program
     # Without no_new_privs only a privileged process may load a filter, so it comes before the capabilities
@@ -227,6 +228,14 @@ def _become(birth: Birth, root: Root) -> None:
     if held is None:
         os.close(fifo)
     execute(path, process.args, env, birth.passed_fds, held=held)
+
+
+def label_program(process: Process) -> None:
+    """Have the program run with the SELinux label of the spec."""
+    if process.selinux_label:
+        from runc_bin.libcontainer import selinux  # loaded with the check that the host has it
+
+        selinux.apply_exec(process.selinux_label)
 
 
 def _wait_for_start(own_fds: int, fifo_fd: int) -> int:

@@ -1,7 +1,7 @@
 """The `process` object of the runtime spec (config.json, process.json), checked.
 
-Errors are `errdefs.InvalidArgument` naming the field, or `errdefs.NotImplementedHere` for what is not built.
-Source: opencontainers/runtime-spec, config.md "Process".
+Errors are `errdefs.InvalidArgument` naming the field. Source: opencontainers/runtime-spec, config.md
+"Process".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errdefs import InvalidArgument, NotImplementedHere
+from errdefs import InvalidArgument
 
 from runc_bin.libcontainer.capabilities import Capabilities
 from runc_bin.libcontainer.fields import ID_MAX, get, number, objects, strings, text
@@ -52,7 +52,10 @@ _SCHEDULER_FLAGS = {
     "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
 }
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+_CPU_MAX = 8191  # the most that the kernel can be built for (NR_CPUS)
 
+# What a further process has as the container's first one has it, where its own object says nothing: as runc.
+_INHERITED = ("capabilities", "rlimits", "selinuxLabel", "scheduler", "ioPriority")
 
 NO_PROCESS = "process property must not be empty"
 
@@ -79,7 +82,9 @@ class Scheduler(Record):
 
 
 class Process(Record):
-    """What is executed, and as whom. `umask` and `oom_score_adj` are None where the spec has none."""
+    """What is executed, and as whom. `umask` and `oom_score_adj` are None where the spec has none; so are the
+    CPUs that a further process is to run on before it joins the control group, and after.
+    """
 
     args: tuple[str, ...]
     env: tuple[str, ...]
@@ -90,17 +95,40 @@ class Process(Record):
     gid: int
     additional_gids: tuple[int, ...]
     umask: int | None
-    capabilities: Capabilities | None
+    capabilities: Capabilities
     rlimits: tuple[Rlimit, ...]
     no_new_privileges: bool
     apparmor_profile: str
+    selinux_label: str
     oom_score_adj: int | None
     scheduler: Scheduler | None
     io_priority: int | None
+    initial_cpus: frozenset[int] | None
+    final_cpus: frozenset[int] | None
+
+
+def inherited(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a container's `process` object holds for its further processes, where theirs say nothing."""
+    kept = {key: document[key] for key in _INHERITED if _is_given(document.get(key))}
+    umask = (document.get("user") or {}).get("umask")
+    return kept if umask is None else {**kept, "user": {"umask": umask}}
+
+
+def read_further_process(document: Mapping[str, Any], of_container: Mapping[str, Any]) -> Process:
+    """Check the `process` object of a further process; `of_container` is what `inherited` gave."""
+    if not isinstance(document, dict):
+        raise InvalidArgument("process must be an object")
+    merged = {**of_container, **{key: value for key, value in document.items() if _is_given(value)}}
+    user = get(document, "user", dict, {}, "process.")
+    return read_process({**merged, "user": {**of_container.get("user", {}), **user}})
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value != "" and value != []
 
 
 def read_process(document: Mapping[str, Any]) -> Process:
-    """Check a `process` object."""
+    """Check a `process` object. One without `capabilities` has none."""
     w = "process."
     user = get(document, "user", dict, {}, w)
     args = strings(document, "args", w)
@@ -111,12 +139,6 @@ def read_process(document: Mapping[str, Any]) -> Process:
         raise InvalidArgument("Cwd must be an absolute path")
     if not args:
         raise InvalidArgument("args must not be empty")
-    if text(document, "selinuxLabel", w):
-        raise InvalidArgument(
-            "selinux label is specified in config, but selinux is disabled or not supported"
-        )
-    if document.get("execCPUAffinity"):
-        raise NotImplementedHere("process.execCPUAffinity is not supported")
     size = get(document, "consoleSize", dict, {}, w)
     rows = number(size, "height", w + "consoleSize.", 0, 0xFFFF)
     columns = number(size, "width", w + "consoleSize.", 0, 0xFFFF)
@@ -124,7 +146,7 @@ def read_process(document: Mapping[str, Any]) -> Process:
     for gid in gids:
         if not isinstance(gid, int) or isinstance(gid, bool) or not 0 <= gid <= ID_MAX:
             raise InvalidArgument(f"process.user.additionalGids: invalid gid {gid!r}")
-    caps = document.get("capabilities")
+    affinity = get(document, "execCPUAffinity", dict, {}, w)
     score = document.get("oomScoreAdj")
     return Process(
         args=args,
@@ -136,15 +158,16 @@ def read_process(document: Mapping[str, Any]) -> Process:
         gid=number(user, "gid", w + "user.", 0, ID_MAX),
         additional_gids=tuple(gids),
         umask=number(user, "umask", w + "user.", 0, 0o7777) if user.get("umask") is not None else None,
-        capabilities=Capabilities.read(get(document, "capabilities", dict, {}, w))
-        if caps is not None
-        else None,
+        capabilities=Capabilities.read(get(document, "capabilities", dict, {}, w)),
         rlimits=_read_rlimits(document),
         no_new_privileges=get(document, "noNewPrivileges", bool, False, w),
         apparmor_profile=text(document, "apparmorProfile", w),
+        selinux_label=text(document, "selinuxLabel", w),
         oom_score_adj=number(document, "oomScoreAdj", w, -1000, 1000) if score is not None else None,
         scheduler=_read_scheduler(document),
         io_priority=_read_io_priority(document),
+        initial_cpus=_read_cpus(affinity, "initial"),
+        final_cpus=_read_cpus(affinity, "final"),
     )
 
 
@@ -152,7 +175,7 @@ def no_process() -> Process:
     """What stands for the process of a spec that has none: a container can be created from that, but not
     run (runtime.md, "Start"). It has no `args`.
     """
-    return read_process({"cwd": "/", "args": [""], "capabilities": {}}).replace(args=())
+    return read_process({"cwd": "/", "args": [""]}).replace(args=())
 
 
 def _read_rlimits(document: Mapping[str, Any]) -> tuple[Rlimit, ...]:
@@ -183,6 +206,10 @@ def _read_scheduler(document: Mapping[str, Any]) -> Scheduler | None:
             raise InvalidArgument(f"invalid scheduler flag {name!r}")
         flags |= _SCHEDULER_FLAGS[name]
     top = 2**64 - 1
+    if policy not in ("SCHED_FIFO", "SCHED_RR") and section.get("priority"):
+        raise InvalidArgument(f"{w}priority can only be specified for SCHED_FIFO or SCHED_RR")
+    if policy != "SCHED_DEADLINE" and any(section.get(key) for key in ("runtime", "deadline", "period")):
+        raise InvalidArgument(f"{w}runtime, deadline and period can only be specified for SCHED_DEADLINE")
     return Scheduler(
         policy=_SCHEDULERS[policy],
         flags=flags,
@@ -202,3 +229,21 @@ def _read_io_priority(document: Mapping[str, Any]) -> int | None:
     if kind not in _IO_CLASSES:
         raise InvalidArgument(f"invalid ioPriority.class {kind!r}")
     return _IO_CLASSES[kind] << 13 | number(section, "priority", "process.ioPriority.", 0, 7)
+
+
+def _read_cpus(section: Mapping[str, Any], key: str) -> frozenset[int] | None:
+    """CPUs of a list as `0-3,7`; None for an empty one."""
+    where = "process.execCPUAffinity."
+    words = text(section, key, where)
+    found: set[int] = set()
+    for word in words.split(","):
+        first, dash, last = (part.strip() for part in word.partition("-"))
+        if not word.strip():
+            continue
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InvalidArgument(f"{where}{key}: {words!r} is no list of CPUs")
+        low, high = int(first), int(last if dash else first)
+        if not low <= high <= _CPU_MAX:
+            raise InvalidArgument(f"{where}{key}: {word.strip()!r} is no range of CPUs")
+        found.update(range(low, high + 1))
+    return frozenset(found) or None

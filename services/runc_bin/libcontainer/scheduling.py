@@ -1,6 +1,10 @@
-"""Scheduler, I/O priority and execution domain of the program."""
+"""Scheduler, I/O priority, execution domain and CPUs of the program."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from linux import syscalls
 
@@ -8,6 +12,7 @@ from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.process_spec import Process
 
 _IOPRIO_WHO_PROCESS = 1
+_ALL_CPUS = range(8192)  # more than any kernel has; it takes those that the control group allows
 
 
 def apply(process: Process, personality: int | None) -> None:
@@ -24,3 +29,29 @@ def apply(process: Process, personality: int | None) -> None:
     if personality is not None:
         with step("unable to set the personality"):
             syscalls.personality(personality)
+
+
+@contextmanager
+def affinity(cpus: frozenset[int] | None) -> Iterator[None]:
+    """Run on these CPUs for a while, so that a child made in it does from its birth on; None: as before."""
+    if cpus is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    with step("error setting initial CPU affinity"):
+        os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def settle_affinity(process: Process) -> None:
+    """Set the CPUs that a further process runs on from its entry into the control group on: those named, or
+    when only the ones before it are named all that the group allows (config.md, `execCPUAffinity`).
+    """
+    if process.final_cpus is not None:
+        with step("error setting final CPU affinity"):
+            os.sched_setaffinity(0, process.final_cpus)
+    elif process.initial_cpus is not None:
+        os.sched_setaffinity(0, _ALL_CPUS)

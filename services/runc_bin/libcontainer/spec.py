@@ -19,7 +19,7 @@ from linux.mounts import MS_BIND
 from runc_bin.libcontainer import mount_options
 from runc_bin.libcontainer.fields import ID_MAX, get, load_json, number, objects, string_map, strings, text
 from runc_bin.libcontainer.mount_options import MountOptions
-from runc_bin.libcontainer.process_spec import Process, read_process
+from runc_bin.libcontainer.process_spec import Process, inherited, read_process
 from runc_bin.record import Record
 
 NAMESPACE_FLAGS: dict[str, int] = {
@@ -96,6 +96,7 @@ class Spec(Record):
 
     version: str
     process: Process | None
+    process_defaults: Mapping[str, Any]  # see `process_spec.inherited`
     rootfs: str
     readonly_rootfs: bool
     hostname: str
@@ -368,8 +369,10 @@ def read_spec(document: Any, bundle: str) -> Spec:
         raise InvalidArgument(f"rootfsPropagation={propagation} is not supported")
     personality = get(section, "personality", dict, {}, "linux.")
     domain = text(personality, "domain", "linux.personality.")
-    if personality and (domain not in _PERSONALITIES or personality.get("flags")):
+    if personality and domain not in _PERSONALITIES:
         raise InvalidArgument(f"invalid personality {domain!r}")
+    if personality.get("flags"):
+        raise InvalidArgument("linux.personality.flags: the runtime spec has none yet")
     process = get(document, "process", dict, {}, "")
     mounts = tuple(_read_mount(item, bundle, namespaces) for item in objects(document, "mounts", ""))
     sysctl = string_map(section, "sysctl", "linux.")
@@ -377,6 +380,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
     return Spec(
         version=version,
         process=read_process(process) if process else None,
+        process_defaults=inherited(process),
         rootfs=rootfs,
         readonly_rootfs=readonly,
         hostname=hostname,

@@ -29,9 +29,9 @@ class State(Record):
     """What is recorded. `init_process_pid` is 0 before there is one; `init_process_start` is its start time
     in clock ticks since boot, which tells a reused pid apart; `created` is RFC 3339 in UTC; `namespaces`
     maps the kinds that are not the caller's own to the path joined, empty for a new one; `late_hooks` holds
-    the hooks for after the creation, by kind (`hooks.to_record`); `cgroup_unit` names the unit of systemd
-    that the control group is, if it is one, and `cgroup_unit_of_user` says that it is the caller's own
-    systemd's.
+    the hooks for after the creation, by kind (`hooks.to_record`); `process_defaults` is what further ones
+    take from its first process (`process_spec.inherited`); `cgroup_unit` names the unit of systemd that the
+    control group is, if it is one, and `cgroup_unit_of_user` says that it is the caller's own systemd's.
     """
 
     id: str
@@ -53,6 +53,7 @@ class State(Record):
     oom_score_adj: int | None = None
     personality: int | None = None
     late_hooks: Mapping[str, Any] = {}
+    process_defaults: Mapping[str, Any] = {}
 
 
 def oci_state(record: State, status: str, pid: int) -> dict[str, Any]:

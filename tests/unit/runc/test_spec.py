@@ -10,6 +10,7 @@ import pytest
 from errdefs import BuoyError, FailedPrecondition, InvalidArgument, NotFound, NotImplementedHere
 from linux import mounts as m
 from runc_bin.libcontainer import bind_sources, mount_options, spec, spec_document
+from runc_bin.libcontainer.process_spec import read_further_process
 
 
 @pytest.fixture
@@ -29,7 +30,6 @@ def test_the_default_document_is_valid(document: dict[str, Any], tmp_path: Path)
     assert made.is_private("pid")
     assert made.process is not None
     assert made.process.args == ("sh",)
-    assert made.process.capabilities is not None
     assert made.process.capabilities.inheritable == 0
 
 
@@ -74,7 +74,22 @@ BAD: list[tuple[str, Any, type[BuoyError], str]] = [
     ("process.user.additionalGids", [2**32], InvalidArgument, "additionalGids"),
     ("process.rlimits", [{"type": "RLIMIT_X", "soft": 1, "hard": 1}], InvalidArgument, "invalid rlimit type"),
     ("process.oomScoreAdj", 1001, InvalidArgument, "oomScoreAdj"),
-    ("process.selinuxLabel", "x", InvalidArgument, "selinux"),
+    ("process.scheduler", {"policy": "SCHED_NONE"}, InvalidArgument, "invalid scheduler policy"),
+    ("process.scheduler", {"nice": 1}, InvalidArgument, "invalid scheduler policy"),
+    ("process.scheduler", {"policy": "SCHED_OTHER", "flags": ["X"]}, InvalidArgument, "scheduler flag"),
+    ("process.scheduler", {"policy": "SCHED_OTHER", "nice": 20}, InvalidArgument, "scheduler.nice"),
+    ("process.scheduler", {"policy": "SCHED_BATCH", "priority": 1}, InvalidArgument, "SCHED_FIFO or"),
+    ("process.scheduler", {"policy": "SCHED_RR", "period": 1}, InvalidArgument, "for SCHED_DEADLINE"),
+    ("process.ioPriority", {"class": "X"}, InvalidArgument, "ioPriority.class"),
+    ("process.ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}, InvalidArgument, "ioPriority"),
+    ("process.execCPUAffinity", {"initial": "0-"}, InvalidArgument, "execCPUAffinity.initial"),
+    ("process.execCPUAffinity", {"final": "3-1"}, InvalidArgument, "execCPUAffinity.final"),
+    ("process.execCPUAffinity", {"final": "9999"}, InvalidArgument, "execCPUAffinity.final"),
+    ("process.execCPUAffinity", {"final": "²"}, InvalidArgument, "execCPUAffinity.final"),
+    ("process.capabilities", {"ambient": "CAP_KILL"}, InvalidArgument, "process.capabilities.ambient"),
+    ("process.user.umask", 0o10000, InvalidArgument, "process.user.umask"),
+    ("linux.personality", {"domain": "OTHER"}, InvalidArgument, "invalid personality"),
+    ("linux.personality", {"domain": "LINUX", "flags": ["X"]}, InvalidArgument, "personality.flags"),
     ("linux.namespaces", [{"type": "pid"}, {"type": "pid"}], InvalidArgument, "duplicated ns"),
     ("linux.namespaces", [{"type": "moon"}], InvalidArgument, "does not exist"),
     ("linux.namespaces", [{"type": "pid", "path": "x"}], InvalidArgument, "must be absolute"),
@@ -223,3 +238,23 @@ def test_a_remount_needs_no_source_and_no_type(document: dict[str, Any], tmp_pat
 def test_the_last_of_two_options_wins() -> None:
     assert not mount_options.parse(["ro", "rw"]).read_only
     assert mount_options.parse(["rw", "ro"]).read_only
+
+
+def test_lists_of_cpus(document: dict[str, Any], tmp_path: Path) -> None:
+    document["process"]["execCPUAffinity"] = {"initial": " 0-2, 5,,7 - 8", "final": ""}
+    process = read(document, tmp_path).process
+    assert process is not None
+    assert process.initial_cpus == frozenset((0, 1, 2, 5, 7, 8))
+    assert process.final_cpus is None
+
+
+def test_what_a_further_process_takes_over(document: dict[str, Any], tmp_path: Path) -> None:
+    document["process"]["user"]["umask"] = 0o27
+    defaults = read(document, tmp_path).process_defaults
+    first = read_further_process({"args": ["x"], "cwd": "/", "user": {"uid": 3}}, defaults)
+    assert (first.uid, first.umask, first.rlimits[0].name) == (3, 0o27, "RLIMIT_NOFILE")
+    assert first.capabilities.effective
+    document = {"args": ["x"], "cwd": "/", "user": {"umask": 0}, "capabilities": {}}
+    second = read_further_process(document, defaults)
+    assert second.umask == 0
+    assert not second.capabilities.bounding
