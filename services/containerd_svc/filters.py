@@ -21,7 +21,6 @@ Filter = Callable[[Lookup], bool]
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*|[0-9]+")
 _VALUE = re.compile(r'[^\s,"][^\s,]*')
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
-_QUOTED_REGEXP = re.compile(r"([/|])((?:(?!\1)[^\\\n]|\\.)*)\1")
 _OPERATORS = ("==", "!=", "~=")
 
 
@@ -61,12 +60,7 @@ class _Parser:
         if operator not in _OPERATORS:
             return lambda lookup: lookup(path) is not None
         self.at += 2
-        regexp = operator == "~=" and _QUOTED_REGEXP.match(self.text, self.at)
-        if regexp:
-            self.at = regexp.end()
-            value = regexp.group(2).replace("\\" + regexp.group(1), regexp.group(1))
-        else:
-            value = self._pattern() if operator == "~=" else self._token(_VALUE, "value")
+        value = self._pattern() if operator == "~=" else self._value()
         if operator == "==":
             return lambda lookup: lookup(path) == value
         if operator == "!=":
@@ -82,6 +76,12 @@ class _Parser:
         while self.at < len(self.text) and self.text[self.at].isspace():
             self.at += 1
         return self.at
+
+    def _value(self) -> str:
+        """The value of `==` or `!=`: a slash or a bar quotes patterns only, so it begins no plain value."""
+        if self.text.startswith(("/", "|"), self._skip_blanks()):
+            raise self._error("invalid quote encountered")
+        return self._token(_VALUE, "value")
 
     def _pattern(self) -> str:
         """The value of `~=`, which may also be quoted by slashes or bars, with nothing but those escaped."""

@@ -131,13 +131,16 @@ async def _engine(
     spool = data_root / "tmp"
     for path in (folder, spool):
         path.mkdir(mode=0o710, parents=True, exist_ok=True)
+    # Where the installed services share it, it is there; above another containerd nobody else makes it.
+    sockets = Path(config["sockets"])
+    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     records = await store.Store.open(database, told)
     images = Images(channel, told.publish, spool=spool)
     engine = Engine(
         settings=Settings(
             containers=folder,
             exec_root=Path(config["exec-root"]),
-            sockets=Path(config["sockets"]),
+            sockets=sockets,
             cgroup_parent=config.cgroup_parent,
             runtimes=configuration.runtimes(config.values),
             init=config["init"],

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import errdefs
 PREFIX = "dev.buoy."
 PROTOCOL = "ttrpc"
 VERSION = 3
+OLDEST_VERSION = 2
 _PATH_MAX = 107  # bytes of a Unix socket's path, unix(7)
 
 
@@ -134,9 +136,24 @@ def check_socket_path(path: str) -> None:
         raise errdefs.InvalidArgument(f"socket path {path!r}: must be absolute and at most {_PATH_MAX} bytes")
 
 
-def bootstrap(address: str) -> str:
-    """What `start` prints: how to reach the shim."""
-    return json.dumps({"version": VERSION, "address": address, "protocol": PROTOCOL}, separators=(",", ":"))
+def bootstrap(address: str, version: int = VERSION) -> str:
+    """How to reach the shim, as containerd's bootstrap parameters; `version` is the Task API's."""
+    return json.dumps({"version": version, "address": address, "protocol": PROTOCOL}, separators=(",", ":"))
+
+
+def start_answer(address: str, environ: Mapping[str, str]) -> str:
+    """What `start` prints to the caller with this environment: the parameters with the newest version of the
+    Task API that it knows (containerd says it in MAX_SHIM_VERSION and refuses a newer one). A containerd
+    before 1.7 says none, but has TTRPC_ADDRESS, and takes the bare address only.
+
+    Source: containerd's docs/runtime-v2.md. InvalidArgument for a version that is no number.
+    """
+    newest = environ.get("MAX_SHIM_VERSION", "")
+    if newest:
+        if not (newest.isascii() and newest.isdigit() and int(newest) >= OLDEST_VERSION):
+            raise errdefs.InvalidArgument(f"MAX_SHIM_VERSION {newest!r}: no version that this shim serves")
+        return bootstrap(address, min(VERSION, int(newest)))
+    return address if environ.get("TTRPC_ADDRESS") else bootstrap(address)
 
 
 def remove_file(path: str) -> None:

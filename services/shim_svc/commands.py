@@ -22,7 +22,7 @@ from linux.fds import has_exited, open_pidfd
 from pb.containerd.task.v2 import DeleteResponse
 
 from shim_svc import cgroup, exit_record, mounts
-from shim_svc.bundle import bootstrap, read_state, remove_file, task_socket
+from shim_svc.bundle import read_state, remove_file, start_answer, task_socket
 from shim_svc.forks import reset_inherited
 from shim_svc.journal import log_to
 from shim_svc.notify import Notifier, listen_fds
@@ -97,10 +97,11 @@ def start(flags: Mapping[str, str]) -> int:
             containerd=flags.get("address", ""),
             events_address=os.environ.get("TTRPC_ADDRESS", ""),
         )
+        answer = start_answer(options.address, os.environ)
         try:
             listener = bind(options)
         except errdefs.AlreadyExists:
-            print(bootstrap(options.address))
+            print(answer)
             return 0
         runc_bin.warm()
         gc.collect()
@@ -118,7 +119,7 @@ def start(flags: Mapping[str, str]) -> int:
         return _fail(error.message)
     except OSError as error:
         return _fail(str(error))
-    print(bootstrap(options.address))
+    print(answer)
     return 0
 
 

@@ -206,7 +206,7 @@ _TOPICS = frozenset(
     ("/tasks/exit", "/tasks/start", "/tasks/oom", "/tasks/paused", "/tasks/resumed", "/buoy/restart")
 )
 # Only these wake us up: a single start makes as many facts of other kinds.
-_FILTERS = [f"topic=={topic}" for topic in sorted(_TOPICS)]
+_FILTERS = [f'topic=="{topic}"' for topic in sorted(_TOPICS)]
 _KINDS: dict[str, Callable[[bytes], betterproto2.Message]] = {
     "/tasks/exit": TaskExit.parse,
     "/tasks/start": TaskStart.parse,

@@ -66,16 +66,21 @@ class Trees:
         return await self._stat(chain) is not None
 
     async def prepare(self, key: str, parent: str) -> None:
-        """An active snapshot `key`, which nobody else uses, on the committed `parent`. Raises NotFound."""
-        self._mounts[key] = await self._prepare(key, parent, {})
+        """An active snapshot `key`, which nobody else uses, on the committed `parent`. Raises NotFound.
 
-    async def _prepare(self, key: str, parent: str, metadata: dict[str, str]) -> list[Mount]:
+        It stays until `remove`: containerd's collector would take one that neither a label nor a container
+        of its own holds.
+        """
+        request = pb.PrepareSnapshotRequest(
+            snapshotter=SNAPSHOTTER, key=key, parent=parent, labels={"containerd.io/gc.root": "container"}
+        )
+        self._mounts[key] = await self._prepare(request, {})
+
+    async def _prepare(self, request: pb.PrepareSnapshotRequest, metadata: dict[str, str]) -> list[Mount]:
         try:
-            answer = await self._snapshots.prepare(
-                pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent), metadata=metadata
-            )
+            answer = await self._snapshots.prepare(request, metadata=metadata)
         except errdefs.AlreadyExists:  # made by a call whose answer was lost: the key is ours
-            return await self.mounts(key)
+            return await self.mounts(request.key)
         return list(answer.mounts)
 
     async def mounts(self, key: str) -> list[Mount]:
@@ -127,7 +132,8 @@ class Trees:
         # A key of its own for each try: two loads of one layer do not wait for each other, the first to
         # commit wins.
         key = f"{_UNPACKING}{secrets.token_hex(8)} {chain}"
-        prepared = await self._prepare(key, parent, held)
+        request = pb.PrepareSnapshotRequest(snapshotter=SNAPSHOTTER, key=key, parent=parent)
+        prepared = await self._prepare(request, held)
         try:
             answer = await self._diff.apply(
                 diff.ApplyRequest(diff=blob, mounts=prepared), timeout=_APPLY_TIMEOUT

@@ -72,20 +72,20 @@ async def test_exits_while_it_was_down_are_told_exactly_once(world: World) -> No
 async def test_events_are_seen_exactly_once_through_kills(world: World) -> None:
     """Tasks end while the daemon is killed again and again; a subscriber resumes each time."""
     seen: list[tuple[str, int]] = []
-    async with Follower(world, "topic==/tasks/exit") as follower:
+    async with Follower(world, 'topic=="/tasks/exit"') as follower:
         ids = [await world.run("sh", "-c", f"sleep 0.{1 + number}; exit {number}") for number in range(9)]
         await until(lambda: exits(follower), "the first exit")
         seen += exits(follower)
         cursor = follower.cursor
     for _ in range(4):
         await world.restart_daemon()
-        async with Follower(world, "topic==/tasks/exit", after=cursor) as follower:
+        async with Follower(world, 'topic=="/tasks/exit"', after=cursor) as follower:
             assert follower.resumed
             await asyncio.sleep(0.05)
             seen += exits(follower)
             if follower.seen:
                 cursor = follower.cursor
-    async with Follower(world, "topic==/tasks/exit", after=cursor) as follower:
+    async with Follower(world, 'topic=="/tasks/exit"', after=cursor) as follower:
         await until(lambda: len(seen) + len(exits(follower)) >= 9, "all exits")
         seen += exits(follower)
     assert sorted(seen) == sorted((container_id, number) for number, container_id in enumerate(ids))

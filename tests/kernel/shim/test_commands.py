@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from pb.containerd.services.events.ttrpc.v1 import EventsBase, ForwardRequest
 from pb.containerd.task import v2 as task
 from pb.google.protobuf import Empty
 from rpc import ttrpc
+from shim_svc.bundle import start_answer
 
 from tests.kernel.shim.harness import Box, gone, until
 
@@ -26,13 +26,36 @@ async def start(box: Box, **environ: str) -> None:
     """`shim-svc … start` instead of the nursery."""
     done = await asyncio.to_thread(box.command, "start", env={**os.environ, **environ})
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert (answer["version"], answer["protocol"]) == (3, "ttrpc")
-    box.address = answer["address"]
-    assert box.address == (box.bundle / "address").read_text()
-    assert json.loads((box.bundle / "bootstrap.json").read_text()) == answer
+    box.address = (box.bundle / "address").read_text()
+    assert done.stdout.decode().strip() == start_answer(box.address, environ)
+    assert (box.bundle / "bootstrap.json").read_text() == start_answer(box.address, {})
     box.shim_pid = int((box.bundle / "shim.pid").read_text())
     await box.connect()
+
+
+@pytest.mark.parametrize(
+    ("environ", "answer"),
+    [
+        ({}, '{"version":3,"address":"unix:///a.t","protocol":"ttrpc"}'),
+        ({"MAX_SHIM_VERSION": "4"}, '{"version":3,"address":"unix:///a.t","protocol":"ttrpc"}'),
+        (
+            {"MAX_SHIM_VERSION": "2", "TTRPC_ADDRESS": "/c.ttrpc"},
+            '{"version":2,"address":"unix:///a.t","protocol":"ttrpc"}',
+        ),
+        ({"TTRPC_ADDRESS": "/c.ttrpc"}, "unix:///a.t"),
+    ],
+)
+def test_each_containerd_gets_the_answer_that_it_reads(environ: dict[str, str], answer: str) -> None:
+    assert start_answer("unix:///a.t", environ) == answer
+
+
+async def test_a_containerd_that_knows_no_version_of_ours(box: Box) -> None:
+    box.write(["true"])
+    environ = os.environ | {"MAX_SHIM_VERSION": "1"}
+    done = await asyncio.to_thread(box.command, "start", env=environ)
+    assert done.returncode == 1
+    assert b"MAX_SHIM_VERSION '1': no version that this shim serves" in done.stderr
+    assert not (box.bundle / "shim.pid").exists()
 
 
 async def test_start_forks_a_shim_by_itself(box: Box) -> None:

@@ -99,7 +99,7 @@ async def test_a_subscriber_that_lags_behind_memory_reads_the_database(
 async def test_filters_see_topic_namespace_and_fields(tmp_path: Path) -> None:
     async with opened(tmp_path) as events:
         wanted = (
-            await events.subscribe(["topic==/tasks/exit,event.container_id==b", "namespace==other"])
+            await events.subscribe(['topic=="/tasks/exit",event.container_id==b', "namespace==other"])
         ).follow()
         await events.publish("moby", "/tasks/exit", exit_of("a"))
         await events.publish("moby", "/containers/delete", ContainerDelete(id="b"))

@@ -32,8 +32,8 @@ def lookup(path: Sequence[str]) -> str | None:
         (["labels.a.b"], True),
         (['labels."a.b"==1'], True),
         (['labels."very complex label"==x'], True),
-        (["id==abc,topic==/other"], False),
-        (["id==no", "topic==/tasks/exit"], True),
+        (['id==abc,topic=="/other"'], False),
+        (["id==no", 'topic=="/tasks/exit"'], True),
         (["topic~=|^/tasks/|"], True),
         (["topic~=|^/containers/|"], False),
         ([r"topic~=/^\/tasks\//"], True),
@@ -46,7 +46,9 @@ def test_matching(wanted: list[str], expected: bool) -> None:
     assert filters.parse(wanted)(lookup) is expected
 
 
-@pytest.mark.parametrize("wanted", ["==a", "id==", "id=a", "id==a,", "id~=(", 'id=="a', "id.", "id==|a|b|,"])
+@pytest.mark.parametrize(
+    "wanted", ["==a", "id==", "id=a", "id==a,", "id~=(", 'id=="a', "id.", "id==|a|b|,", "topic==/a"]
+)
 def test_what_does_not_parse_is_invalid(wanted: str) -> None:
     with pytest.raises(errdefs.InvalidArgument):
         filters.parse([wanted])
