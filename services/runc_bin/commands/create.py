@@ -55,8 +55,8 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
 
 
 def warn_of_ignored(spec: Spec, log: Log) -> None:
-    """Log what of the spec's limits no kernel has any more."""
-    for note in ignored(spec.linux.get("resources") or {}):
+    """Log what of the spec has no effect on this host, and what of its limits no kernel has any more."""
+    for note in (*spec.warnings, *ignored(spec.linux.get("resources") or {})):
         log.warn(note)
 
 

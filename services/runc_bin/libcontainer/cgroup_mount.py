@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from linux import mounts as m
 
-from runc_bin.libcontainer import mount_options
+from runc_bin.libcontainer import mount_labels, mount_options
 from runc_bin.libcontainer.cgroups import hierarchy
 from runc_bin.libcontainer.mount_options import MountOptions
 from runc_bin.libcontainer.mounts import Mounter
@@ -57,7 +57,8 @@ def _new_v2(wanted: Mount, attributes: int) -> int | None:
 def _mount_v1(
     mounter: Mounter, wanted: Mount, cgroup_paths: Mapping[str, str], *, own_namespace: bool
 ) -> None:
-    base = m.new_mount("tmpfs", "tmpfs", _TMPFS.data, _TMPFS.attributes()[0])
+    words = [*_TMPFS.data, *mount_labels.words("tmpfs", mounter.label)]
+    base = m.new_mount("tmpfs", "tmpfs", words, _TMPFS.attributes()[0])
     try:
         target, _ = mounter.directory(wanted)
         try:

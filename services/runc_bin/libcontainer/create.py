@@ -139,6 +139,8 @@ def create(
         crashpoint("runc.create.folder-made")
         state.save_state(root, record)
         crashpoint("runc.create.intent-recorded")
+        if "mount" not in spec.namespaces:
+            os.mkdir(state.root_place(root, record), 0o700)
         if program is not None:
             state.save_filter(root, container_id, program)
         fifo = _make_fifo(folder)
@@ -227,6 +229,7 @@ def _bear(
         entered=False,
         time_offsets=spec.time_offsets if spec.is_private("time") else None,
         fifo_fd=fifo,
+        place=state.root_place(root, record),
         console_socket=options.console if process.terminal else None,
         passed_fds=options.passed_fds,
         no_pivot=options.no_pivot,

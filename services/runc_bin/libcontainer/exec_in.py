@@ -49,10 +49,12 @@ class ExecOptions(Record):
 
 class Joining(Record):
     """All that the child gets. `pidfd` is the container's init, `flags` the namespaces of it to join,
+    `place` the root of a container without a mount namespace,
     `stream_owner` whom the pipes among its streams are to be given to, as the caller numbers users.
     """
 
     record: State
+    place: str
     process: Process
     channel: Channel
     manager: cgroups.Manager
@@ -136,7 +138,7 @@ def begin(
     with contextlib.ExitStack() as stack:
         pidfd = _open_init(record)
         stack.callback(os.close, pidfd)
-        return _begin(record, process, options, pidfd, program, stack, first)
+        return _begin(root, record, process, options, pidfd, program, stack, first)
 
 
 def _open_init(record: State) -> int:
@@ -151,6 +153,7 @@ def _open_init(record: State) -> int:
 
 
 def _begin(
+    root: str,
     record: State,
     process: Process,
     options: ExecOptions,
@@ -184,6 +187,7 @@ def _begin(
         owner = maps.host_uid(process.uid)
     joining = Joining(
         record=record,
+        place=state.root_place(root, record),
         process=process,
         channel=theirs,
         manager=manager,
@@ -273,6 +277,9 @@ def _enter(joining: Joining) -> None:
     if joining.flags:
         with step("unable to join the container's namespaces"):
             syscalls.setns(joining.pidfd, joining.flags)
+    if joining.place:
+        os.chroot(joining.place)
+        os.chdir("/")
     os.close(joining.pidfd)
     if in_user_namespace:
         identity.become_root()

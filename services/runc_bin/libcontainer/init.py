@@ -53,7 +53,8 @@ class Birth(Record):
     """All that init gets from its parent. `joined` are (descriptor, CLONE_NEW* flag) of namespaces to join;
     `entered` says that a process between has joined the control group and done what needs the caller's
     rights; `time_offsets` are for a time namespace to make; `passed_fds` are the descriptors from 3 on that
-    the program gets, `oci_state` the state that hooks see, but for the pid.
+    the program gets, `place` is the directory for the root of a container without a mount namespace,
+    `oci_state` the state that hooks see, but for the pid.
     """
 
     container_id: str
@@ -66,6 +67,7 @@ class Birth(Record):
     entered: bool
     time_offsets: Mapping[str, tuple[int, int]] | None
     fifo_fd: int
+    place: str
     console_socket: _socket.socket | None
     passed_fds: int
     no_pivot: bool
@@ -145,7 +147,7 @@ def _build(birth: Birth) -> Root:
         os.close(fd)
     if spec.is_private("cgroup"):
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    root = Root(spec)
+    root = Root(spec, birth.place)
     may_go = spec.takes_sources and root.take_sources(birth.channel)
     if "user" in spec.namespaces:
         identity.become_root()
@@ -178,7 +180,7 @@ def _build(birth: Birth) -> Root:
             apparmor.apply_exec(birth.process.apparmor_profile)
     sysctls.write(proc, spec.sysctl)
     masks.make_read_only(root.fd, spec.readonly_paths)
-    masks.mask(root.fd, spec.masked_paths)
+    masks.mask(root.fd, spec.masked_paths, spec.mount_label)
     root.seal()
     return root
 

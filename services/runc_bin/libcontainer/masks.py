@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from linux import mounts as m
 
-from runc_bin.libcontainer import devices, paths
+from runc_bin.libcontainer import devices, mount_labels, paths
 from runc_bin.libcontainer.failures import step
 
 
@@ -19,8 +19,10 @@ def _open(root_fd: int, path: str) -> int | None:
         return None
 
 
-def mask(root_fd: int, masked: Iterable[str]) -> None:
-    """Cover files with the null device and directories with an empty read-only tmpfs."""
+def mask(root_fd: int, masked: Iterable[str], label: str = "") -> None:
+    """Cover files with the null device and directories with an empty read-only tmpfs, which gets the SELinux
+    label.
+    """
     covers: dict[bool, int] = {}
     try:
         for path in dict.fromkeys(os.path.normpath(path) for path in masked):
@@ -28,7 +30,7 @@ def mask(root_fd: int, masked: Iterable[str]) -> None:
                 target = _open(root_fd, path)
                 if target is not None:
                     try:
-                        _cover(root_fd, target, covers)
+                        _cover(root_fd, target, covers, label)
                     finally:
                         os.close(target)
     finally:
@@ -36,12 +38,17 @@ def mask(root_fd: int, masked: Iterable[str]) -> None:
             os.close(fd)
 
 
-def _cover(root_fd: int, target: int, covers: dict[bool, int]) -> None:
+def _cover(root_fd: int, target: int, covers: dict[bool, int], label: str) -> None:
     """Lay a copy of one of the `covers` (made at first use; the key: of a directory) on `target`."""
     directory = paths.is_directory(target)
     if directory not in covers:
         if directory:
-            limits = [("ro", None), ("nr_blocks", "1"), ("nr_inodes", "2")]
+            limits = [
+                ("ro", None),
+                ("nr_blocks", "1"),
+                ("nr_inodes", "2"),
+                *mount_labels.words("tmpfs", label),
+            ]
             covers[True] = m.new_mount("tmpfs", "tmpfs", limits, m.MOUNT_ATTR_RDONLY)
             m.attach(covers[True], target)
             return

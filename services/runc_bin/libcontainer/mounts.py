@@ -15,7 +15,7 @@ from errdefs import FailedPrecondition, InvalidArgument
 from linux import mounts as m
 from linux import syscalls
 
-from runc_bin.libcontainer import paths
+from runc_bin.libcontainer import mount_labels, paths
 from runc_bin.libcontainer.mount_options import MountOptions, data_text
 from runc_bin.libcontainer.spec import Mount
 
@@ -53,12 +53,14 @@ _ATIME_NAMES = (
 class Mounter:
     """Makes the mounts of one container below `root_fd`, in the spec's order.
 
-    `proc_fd` becomes the descriptor of the container's own procfs (or None). Mounts that must still be
-    written to (tmpfs, /dev) are made writable and turned read-only by `make_read_only`.
+    `label` is the SELinux label of new file systems, empty for none. `proc_fd` becomes the descriptor of the
+    container's own procfs (or None). Mounts that must still be written to (tmpfs, /dev) are made writable and
+    turned read-only by `make_read_only`.
     """
 
-    def __init__(self, root_fd: int) -> None:
+    def __init__(self, root_fd: int, label: str = "") -> None:
         self._root = root_fd
+        self.label = label
         self._root_info = os.fstat(root_fd)
         self._proc_device: int | None = None  # of the procfs at /proc, where `new` has made it
         self.proc_fd: int | None = None
@@ -69,12 +71,13 @@ class Mounter:
         options = mount.options
         target, existed = self.directory(mount)
         try:
-            words = list(options.data)
+            words = [*options.data, *mount_labels.words(mount.kind, self.label)]
             has_mode = any(key == "mode" for key, _ in words)
             if mount.kind == "tmpfs" and existed and not has_mode:
                 words.insert(0, ("mode", f"{stat.S_IMODE(os.fstat(target).st_mode):04o}"))
             late = _is_late(mount)
             made = self._make(mount, words, late=late)
+            mount_labels.label_root(mount.kind, made, self.label)
             is_proc = mount.kind == "proc" and os.path.normpath(mount.destination) == "/proc"
             if options.copy_up:
                 from runc_bin.libcontainer.copy_up import copy_up  # the spec's reader has loaded it

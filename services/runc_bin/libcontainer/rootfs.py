@@ -19,18 +19,25 @@ from runc_bin.libcontainer.sync import Channel, Message
 
 
 class Root:
-    """The root under construction; `fd` is a descriptor of it that stays right through pivot_root."""
+    """The root under construction; `fd` is a descriptor of it that stays right through pivot_root.
 
-    def __init__(self, spec: Spec) -> None:
+    Without a mount namespace of its own a container's mounts are the host's, below `place`, where whoever
+    removes the container takes them away; nothing else of the host's tree changes.
+    """
+
+    def __init__(self, spec: Spec, place: str) -> None:
         self._spec = spec
+        self._place = place
         with step("error preparing rootfs"):
             self.fd = self._prepare()
-        self._mounter = Mounter(self.fd)
+        self._mounter = Mounter(self.fd, spec.mount_label)
         self._detached_proc: int | None = None
         self._taken: dict[int, int] = {}  # number of a mount: a detached copy of its source
 
     def _prepare(self) -> int:
         spec = self._spec
+        if "mount" not in spec.namespaces:
+            return self._prepare_in_place()
         syscalls.mount("", "/", "", spec.rootfs_propagation or m.MS_SLAVE | m.MS_REC)
         self._unshare_parent()
         made = m.clone_mount(spec.rootfs, recursive=True)
@@ -39,6 +46,18 @@ class Root:
             m.attach(made, target)
         finally:
             os.close(target)
+        return made
+
+    def _prepare_in_place(self) -> int:
+        made = m.clone_mount(self._spec.rootfs, recursive=True)
+        m.change(made, propagation=m.MS_PRIVATE, recursive=True)
+        target = os.open(self._place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            m.attach(made, target)
+        finally:
+            os.close(target)
+        # On a shared mount it has become shared: what is mounted in it would come out.
+        m.change(made, propagation=m.MS_PRIVATE, recursive=True)
         return made
 
     def _unshare_parent(self) -> None:
@@ -115,9 +134,15 @@ class Root:
         return self._detached_proc
 
     def enter(self, *, no_pivot: bool) -> None:
-        """Make it the root of this mount namespace; nothing of the host's tree is left."""
+        """Make it the root of this mount namespace; nothing of the host's tree is left. Without a namespace
+        of its own it becomes the root of this process alone.
+        """
         with step("error jailing process inside rootfs"):
-            if no_pivot:
+            if "mount" not in self._spec.namespaces:
+                os.fchdir(self.fd)
+                os.chroot(".")
+                os.chdir("/")
+            elif no_pivot:
                 self._move()
             else:
                 self._pivot()

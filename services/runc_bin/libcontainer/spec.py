@@ -9,7 +9,7 @@ config.md and config-linux.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from errdefs import InvalidArgument, NotImplementedHere
@@ -18,7 +18,7 @@ from linux.mounts import MS_BIND
 
 from runc_bin.libcontainer import mount_options
 from runc_bin.libcontainer.fields import ID_MAX, get, load_json, number, objects, string_map, strings, text
-from runc_bin.libcontainer.mount_options import MountOptions
+from runc_bin.libcontainer.mount_options import MountOptions, data_text
 from runc_bin.libcontainer.process_spec import Process, inherited, read_process
 from runc_bin.record import Record
 
@@ -92,7 +92,9 @@ class IdMapping(Record):
 
 
 class Spec(Record):
-    """A checked config.json. `rootfs` is absolute and free of links; `linux` is the section as it stands."""
+    """A checked config.json. `rootfs` is absolute and free of links; `linux` is the section as it stands;
+    `mount_label` is empty where the host has no SELinux; `warnings` name what has no effect.
+    """
 
     version: str
     process: Process | None
@@ -115,6 +117,8 @@ class Spec(Record):
     uid_mappings: tuple[IdMapping, ...]
     gid_mappings: tuple[IdMapping, ...]
     time_offsets: Mapping[str, tuple[int, int]]  # clock: (seconds, nanoseconds)
+    mount_label: str
+    warnings: tuple[str, ...]
     linux: Mapping[str, Any]
 
     @property
@@ -156,10 +160,6 @@ def _read_mount(item: Mapping[str, Any], bundle: str, namespaces: Mapping[str, N
         options = mount_options.parse((*words, "bind"))
     if options.flags & MS_BIND:
         kind = "bind"
-        if options.data:
-            raise InvalidArgument(
-                f"bind mounts cannot have any filesystem-specific options applied ({destination})"
-            )
         if not source and not options.remount:
             raise InvalidArgument(f"mounts: a bind needs a source ({destination})")
         source = os.path.join(bundle, source) if source else ""
@@ -319,9 +319,42 @@ def _root_path(document: Mapping[str, Any], bundle: str) -> tuple[str, bool]:
 
 
 def _refuse_unbuilt(section: Mapping[str, Any]) -> None:
-    for key in ("intelRdt", "mountLabel", "memoryPolicy", "netDevices"):
+    for key in ("intelRdt", "memoryPolicy", "netDevices"):
         if section.get(key):
             raise NotImplementedHere(f"linux.{key} is not supported")
+
+
+def _check_without_mount_namespace(section: Mapping[str, Any], namespaces: Mapping[str, Namespace]) -> None:
+    """Refuse what would change the host's mounts outside the container's root, or could not be done."""
+    if section.get("maskedPaths") or section.get("readonlyPaths"):
+        raise InvalidArgument("unable to restrict sys entries without a private MNT namespace")
+    if section.get("rootfsPropagation"):
+        raise InvalidArgument("linux.rootfsPropagation needs a mount namespace")
+    if "user" in namespaces:
+        raise InvalidArgument("a user namespace needs a mount namespace with it: it may not mount otherwise")
+
+
+def _mount_label(section: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """(the label that mounts get, warnings)."""
+    label = text(section, "mountLabel", "linux.")
+    if not label:
+        return "", []
+    from runc_bin.libcontainer import mount_labels, selinux
+
+    mount_labels.check(label)
+    if selinux.enabled():
+        return label, []
+    return "", ["linux.mountLabel has no effect: SELinux is not enabled on this host"]
+
+
+def _useless_options(mounts: Iterable[Mount]) -> list[str]:
+    """Warnings for words that a bind cannot pass on: its file system is mounted already."""
+    return [
+        f"option {data_text([word])} of the bind at {mount.destination} has no effect"
+        for mount in mounts
+        if mount.kind == "bind"
+        for word in mount.options.data
+    ]
 
 
 def read_spec(document: Any, bundle: str) -> Spec:
@@ -347,7 +380,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
     if domainname and "uts" not in namespaces:
         raise InvalidArgument("unable to set domainname without a private UTS namespace")
     if "mount" not in namespaces:
-        raise InvalidArgument("a container needs a mount namespace")
+        _check_without_mount_namespace(section, namespaces)
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
     if "user" in namespaces or section.get("uidMappings") or section.get("gidMappings"):
@@ -376,6 +409,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
     process = get(document, "process", dict, {}, "")
     mounts = tuple(_read_mount(item, bundle, namespaces) for item in objects(document, "mounts", ""))
     sysctl = string_map(section, "sysctl", "linux.")
+    label, warnings = _mount_label(section)
     seccomp = section.get("seccomp")
     return Spec(
         version=version,
@@ -399,6 +433,8 @@ def read_spec(document: Any, bundle: str) -> Spec:
         uid_mappings=uid_mappings,
         gid_mappings=gid_mappings,
         time_offsets=offsets,
+        mount_label=label,
+        warnings=(*warnings, *_useless_options(mounts)),
         linux=section,
     )
 

@@ -7,11 +7,14 @@ removed by `delete --force`. The names of the fields are runc's where it has the
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from errdefs import AlreadyExists, DataLoss, InvalidArgument, NotFound
+from linux import syscalls
+from linux.mounts import MNT_DETACH
 
 from runc_bin.document import parse, render
 from runc_bin.record import Record
@@ -20,6 +23,7 @@ OCI_VERSION = "1.2.0"
 EXEC_FIFO = "exec.fifo"
 STARTED = b"0"  # what init writes there before it executes the program; anything else tells why it does not
 FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
+ROOT_PLACE = "rootfs"  # a directory for the root of a container without a mount namespace
 _STATE = "state.json"
 _FILTER = "seccomp.bpf"
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-"
@@ -81,6 +85,11 @@ def state_dir(root: str, container_id: str) -> str:
     return os.path.join(root, container_id)
 
 
+def root_place(root: str, state: State) -> str:
+    """Where the root of a container without a mount namespace is mounted; empty for any other."""
+    return "" if "mount" in state.namespaces else os.path.join(state_dir(root, state.id), ROOT_PLACE)
+
+
 def create_dir(root: str, container_id: str) -> str:
     """Make the folder of a new container, which claims its id; AlreadyExists when it is taken."""
     if not os.path.isdir(root):
@@ -136,14 +145,29 @@ def with_init(state: State, pid: int) -> State:
 
 
 def remove_dir(root: str, container_id: str) -> None:
-    """Remove the folder of a container, if it is there."""
+    """Remove the folder of a container, if it is there, and what is mounted in it."""
     path = state_dir(root, container_id)
     try:
         names = os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
-        os.unlink(os.path.join(path, name))
+        if name == ROOT_PLACE:
+            _remove_mounts(os.path.join(path, name))
+        else:
+            os.unlink(os.path.join(path, name))
+    os.rmdir(path)
+
+
+def _remove_mounts(path: str) -> None:
+    """Take away all that is mounted at (and below) a directory, and the directory."""
+    while True:
+        try:
+            syscalls.umount2(path, MNT_DETACH)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            break
     os.rmdir(path)
 
 

@@ -383,3 +383,14 @@ def test_nothing_of_the_host_is_left(bundle: Bundle) -> None:
     assert extra <= {"/", *bundle.linux["maskedPaths"], *bundle.linux["readonlyPaths"]}
     before = subprocess.run(["cat", "/proc/self/mountinfo"], capture_output=True, text=True).stdout
     assert str(bundle.rootfs) not in before
+
+
+def test_words_for_a_bind_are_warned_of(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    bundle.spec["mounts"].append(
+        {"destination": "/data", "source": str(tmp_path / "data"), "options": ["bind", "ro", "size=1k"]}
+    )
+    done = bundle.run("grep", " /data ", "/proc/self/mountinfo")
+    assert " ro," in done.stdout
+    assert "level=warning" in done.stderr
+    assert "option size=1k of the bind at /data has no effect" in done.stderr

@@ -36,6 +36,12 @@ def test_fresh_cgroup_is_closed_first_and_then_opened_by_name() -> None:
     assert len(got) == 13
 
 
+def test_the_spec_s_rules_come_first_and_in_order() -> None:
+    rules = [DENY_ALL, FUSE, {**FUSE, "type": "b", "major": 8}, {**FUSE, "major": 1, "minor": 5}]
+    got = lines(parse_list("a *:* rwm\n").transition(target_state(rules)))
+    assert got[:4] == ["deny a *:* rwm", "allow c 10:229 rw", "allow b 8:229 rw", "allow c 1:5 rwm"]
+
+
 def test_change_of_a_live_container_touches_only_what_differs() -> None:
     before = target_state([DENY_ALL, FUSE])
     after = target_state([DENY_ALL, {**FUSE, "access": "r"}, {**FUSE, "minor": 1}])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from errdefs import BuoyError, FailedPrecondition, InvalidArgument, NotFound, NotImplementedHere
 from linux import mounts as m
-from runc_bin.libcontainer import bind_sources, mount_options, spec, spec_document
+from runc_bin.libcontainer import bind_sources, mount_labels, mount_options, selinux, spec, spec_document
 from runc_bin.libcontainer.process_spec import read_further_process
 
 
@@ -106,6 +106,8 @@ BAD: list[tuple[str, Any, type[BuoyError], str]] = [
     ("linux.sysctl", {"net.ipv4..ip_forward": "1"}, InvalidArgument, "not a valid name"),
     ("linux.sysctl", {"net/../kernel/panic": "1"}, InvalidArgument, "not a valid name"),
     ("linux.maskedPaths", ["proc"], InvalidArgument, "must be absolute"),
+    ("linux.mountLabel", 'a"b', InvalidArgument, "linux.mountLabel"),
+    ("linux.mountLabel", "a\nb", InvalidArgument, "linux.mountLabel"),
     ("linux.rootfsPropagation", "odd", InvalidArgument, "rootfsPropagation"),
     ("linux.devices", [{"path": "/dev/x", "type": "z"}], InvalidArgument, "invalid device type"),
     ("linux.devices", [{"path": "dev/x", "type": "c"}], InvalidArgument, "must be absolute"),
@@ -120,7 +122,6 @@ BAD: list[tuple[str, Any, type[BuoyError], str]] = [
     ("mounts", [{"destination": "/x"}], InvalidArgument, "neither a type nor a bind"),
     ("mounts", [{"type": "tmpfs"}], InvalidArgument, "destination"),
     ("mounts", [{"destination": "/x", "options": ["bind"]}], InvalidArgument, "needs a source"),
-    ("mounts", [_bind("size=1")], InvalidArgument, "filesystem-specific"),
     ("mounts", [_bind("idmap")], InvalidArgument, "needs mounts.uidMappings and"),
     ("mounts", [{"destination": "/", "type": "tmpfs", "options": ["ridmap"]}], InvalidArgument, "bind-"),
     ("mounts", [{**_bind("bind"), "uidMappings": _ids()}], InvalidArgument, "must be given together"),
@@ -140,6 +141,51 @@ def test_what_is_refused(
     change(document, path, value)
     with pytest.raises(kind, match=message):
         read(document, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("linux.maskedPaths", ["/x"], "private MNT namespace"),
+        ("linux.readonlyPaths", ["/x"], "private MNT namespace"),
+        ("linux.rootfsPropagation", "private", "linux.rootfsPropagation"),
+        ("linux.namespaces", [{"type": "uts"}, {"type": "user"}], "a user namespace needs a mount namespace"),
+    ],
+)
+def test_what_is_refused_without_a_mount_namespace(
+    document: dict[str, Any], tmp_path: Path, path: str, value: Any, message: str
+) -> None:
+    kinds = [item for item in document["linux"]["namespaces"] if item["type"] != "mount"]
+    document["linux"] |= {"namespaces": kinds, "maskedPaths": [], "readonlyPaths": []}
+    assert "mount" not in read(document, tmp_path).namespaces
+    change(document, path, value)
+    with pytest.raises(InvalidArgument, match=message):
+        read(document, tmp_path)
+
+
+def test_what_has_no_effect_is_told(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read(document, tmp_path).warnings == ()
+    document["mounts"] = [_bind("size=1"), {"destination": "/y", "type": "tmpfs", "options": ["size=1"]}]
+    label = "system_u:object_r:svirt_sandbox_file_t:s0:c715,c811"
+    document["linux"]["mountLabel"] = label
+    monkeypatch.setattr(selinux, "enabled", lambda: False)
+    made = read(document, tmp_path)
+    assert made.mount_label == ""
+    assert made.warnings == (
+        "linux.mountLabel has no effect: SELinux is not enabled on this host",
+        "option size=1 of the bind at /x has no effect",
+    )
+    monkeypatch.setattr(selinux, "enabled", lambda: True)
+    assert read(document, tmp_path).mount_label == label
+
+
+def test_labels_of_mounts() -> None:
+    assert mount_labels.words("tmpfs", "a:b:c,d") == [("context", "a:b:c,d")]
+    assert mount_options.data_text(mount_labels.words("tmpfs", "a:b:c,d")) == 'context="a:b:c,d"'
+    assert [kind for kind in ("proc", "sysfs", "mqueue", "cgroup2") if mount_labels.words(kind, "a")] == []
+    assert mount_labels.words("tmpfs", "") == []
 
 
 def test_a_relative_bind_starts_from_the_bundle(document: dict[str, Any], tmp_path: Path) -> None:

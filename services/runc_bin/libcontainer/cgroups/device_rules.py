@@ -122,7 +122,7 @@ class DeviceState:
 
     def transition(self, target: DeviceState) -> list[Rule]:
         """The fewest rules that turn this state into `target`, without taking away on the way what both
-        allow.
+        allow. They come in the order in which the target got them, the spec's first: devices.list keeps it.
 
         What a default-allow cgroup denies cannot be read back from devices.list, so leaving one begins with a
         rule for all.
@@ -132,10 +132,10 @@ class DeviceState:
         if self.default_allow or target.default_allow:
             rules.append(Rule(target.default_allow, None, ALL))
             old = {}
-        for device, access in sorted(old.items()):
+        for device, access in old.items():
             if dropped := access - target.exceptions.get(device, frozenset()):
                 rules.append(Rule(target.default_allow, device, dropped))
-        for device, access in sorted(target.exceptions.items()):
+        for device, access in target.exceptions.items():
             if gained := access - old.get(device, frozenset()):
                 rules.append(Rule(not target.default_allow, device, gained))
         return rules
