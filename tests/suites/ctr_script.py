@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 IMAGE = "docker.io/library/bb:1"
 
 
-def play(ctr: Session) -> None:
-    """All sections, in order: later ones use what earlier ones made."""
-    for section in SECTIONS:
+def play(ctr: Session, sections: Sequence[Section]) -> None:
+    """Sections, in order: later ones use what earlier ones made."""
+    for section in sections:
         ctr.section(section.__name__)
         section(ctr)
 
@@ -344,4 +345,19 @@ def _shape(document: str) -> list[str]:
     return found
 
 
-SECTIONS = (daemon, content, images, snapshots, leases, runs, tasks, containers, events, sandboxes)
+Section = Callable[["Session"], None]
+SECTIONS: Sequence[Section] = (
+    daemon,
+    content,
+    images,
+    snapshots,
+    leases,
+    runs,
+    tasks,
+    containers,
+    events,
+    sandboxes,
+)
+
+# Those with a shim in them, and the image that they use.
+SHIM_SECTIONS: Sequence[Section] = (images, runs, tasks, events)

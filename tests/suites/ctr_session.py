@@ -1,9 +1,9 @@
 """`ctr` driven through one script against one daemon, within namespaces of their own; what it answered, as
 JSON.
 
-`python -m tests.suites.ctr_session ours|peer TOOLS WORK` is called as process 1 of new pid and mount
+`python -m tests.suites.ctr_session ours|peer|shim TOOLS WORK` is called as process 1 of new pid and mount
 namespaces: whatever it started and mounted ends with it. TOOLS is a folder list as in PATH that has `ctr`,
-and for `peer` containerd, its shim and runc. WORK gets `transcript.json`.
+and for `peer` and `shim` containerd, a shim and runc. WORK gets `transcript.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from tests.daemon.containerd.world import running
 from tests.suites import ctr_script
 
 # Each daemon's containers have a containerd namespace, and so a control group, of their own.
-NAMESPACES = {"ours": "ctr-ours", "peer": "ctr-peer"}
+NAMESPACES = {"ours": "ctr-ours", "peer": "ctr-peer", "shim": "ctr-shim"}
 _SECONDS = 20
 
 
@@ -253,10 +253,11 @@ def main(kind: str, tools: str, folder: str) -> None:
     _run("tar", "-C", str(work / "rootfs"), "-xf", str(work / "rootfs.tar"))
     session = partial(Session, namespace=NAMESPACES[kind], tools=tools, work=work)
     try:
-        if kind == "peer":
+        if kind != "ours":
             place = work / "daemon"
             place.mkdir()
-            _play(session(address=_peer(tools, place)), place)
+            sections = ctr_script.SECTIONS if kind == "peer" else ctr_script.SHIM_SECTIONS
+            _play(session(address=_peer(tools, place)), place, sections)
         else:
             asyncio.run(_ours(session, work))
     finally:
@@ -272,15 +273,17 @@ async def _ours(session: Callable[..., Session], work: Path) -> None:
     (work / "ours.toml").write_text(_OUR_CONFIG)
     async with running(work, config=str(work / "ours.toml")) as world:
         try:
-            await asyncio.to_thread(lambda: _play(session(address=world.address), world.dir))
+            await asyncio.to_thread(
+                lambda: _play(session(address=world.address), world.dir, ctr_script.SECTIONS)
+            )
         finally:
             shutil.copy(world.log, work / "daemon.log")
 
 
-def _play(session: Session, place: Path) -> None:
+def _play(session: Session, place: Path, sections: Sequence[ctr_script.Section]) -> None:
     (session.work / "place").write_text(str(place))
     try:
-        ctr_script.play(session)
+        ctr_script.play(session, sections)
     finally:
         (session.work / "transcript.json").write_text(json.dumps(session.transcript))
 
