@@ -18,7 +18,7 @@ from runc_bin.record import Record
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
-Value = bool | str | int | list[str]
+Value = bool | str | int | list[str] | None
 
 
 class Flag(Record):
@@ -65,8 +65,12 @@ class Context(Record):
         return value
 
     def given(self, name: str) -> bool:
-        """A bool flag."""
-        value: bool = self.flags[name]
+        """A bool flag; False when it was not given."""
+        return bool(self.flags[name])
+
+    def said(self, name: str) -> bool | None:
+        """A bool flag; None when it was not given."""
+        value: bool | None = self.flags[name]
         return value
 
     def texts(self, name: str) -> list[str]:
@@ -186,7 +190,7 @@ VERBS: dict[str, Verb] = {
                 Flag("apparmor", str, help="AppArmor profile"),
                 Flag("process-label", str, help="SELinux label"),
                 Flag("no-new-privs", bool, help="set no_new_privs"),
-                Flag("cgroup", list, help="not supported: sub-cgroup to run in"),
+                Flag("cgroup", list, help="run in a cgroup below the container's: [controllers:]path"),
                 Flag("ignore-paused", bool, help="allow a paused container"),
             ),
             module="exec_",
@@ -286,7 +290,7 @@ def _convert(flag: Flag, raw: str) -> Value:
 
 def _default(flag: Flag) -> Value:
     if flag.kind is bool:
-        return False
+        return None
     if flag.kind is int:
         return 0
     if flag.kind is list:

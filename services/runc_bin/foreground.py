@@ -10,9 +10,14 @@ import os
 import select
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from errdefs import BuoyError
 from linux import fds, signals, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runc_bin.notify_proxy import NotifyProxy
 
 _NOT_PASSED_ON = frozenset(
     (signals.SIGCHLD, signals.SIGPIPE, signals.SIGURG, signals.SIGKILL, signals.SIGSTOP)
@@ -23,6 +28,8 @@ class Foreground:
     """Collects signals from its making on, so that none is lost before the process is there."""
 
     def __init__(self, *, subreaper: bool) -> None:
+        self._proxy: NotifyProxy | None = None
+        self._warn: Callable[[str], None] = _discard
         self._terminal: tuple[_socket.socket, _socket.socket] | None = None
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         if subreaper:
@@ -37,6 +44,27 @@ class Foreground:
         """The socket that the master of the process's terminal is to be sent to."""
         self._terminal = _socket.socketpair()
         return self._terminal[1]
+
+    def notify(self, root: str, container_id: str, host: str, warn: Callable[[str], None]) -> None:
+        """Tell the service manager behind the socket `host` once the container says that it is ready; the
+        service's main process is this one, which stays. `warn` gets the text of a failure.
+        """
+        from runc_bin.notify_proxy import NotifyProxy
+
+        self._proxy = NotifyProxy(root, container_id, host)
+        self._warn = warn
+
+    def _pass_readiness(self) -> bool:
+        """Take what the container has said; whether there is more to wait for."""
+        if self._proxy is None or not self._proxy.hears_ready():
+            return True
+        try:
+            self._proxy.tell(os.getpid(), settle=False)
+        except BuoyError as error:
+            self._warn(error.message)
+        self._proxy.close()
+        self._proxy = None
+        return False
 
     def wait(self, pid: int) -> int:
         """Pass signals and terminal data on until `pid` (a child) ends; its exit code, 128 + n after signal
@@ -74,6 +102,9 @@ class Foreground:
         if master is not None:
             poller.register(master, select.POLLIN)
             poller.register(0, select.POLLIN)
+        notify = self._proxy.fileno() if self._proxy is not None else -1
+        if self._proxy is not None:
+            poller.register(notify, select.POLLIN)
         ended = False
         while True:
             # What the terminal still holds is read before we leave.
@@ -85,6 +116,8 @@ class Foreground:
                 master = None
             if 0 in events and master is not None and not _copy(0, master):
                 poller.unregister(0)
+            if notify in events and not self._pass_readiness():
+                poller.unregister(notify)
             if ended and (master is None or master not in events):
                 return
             ended = ended or pidfd in events
@@ -98,6 +131,10 @@ class Foreground:
                     os.kill(pid, number)
             elif number == signals.SIGCHLD:
                 _reap_orphans(pid)
+
+
+def _discard(_message: str) -> None:
+    """Where warnings go as long as nobody has named another place."""
 
 
 def _note(_number: int, _frame: object) -> None:

@@ -20,7 +20,7 @@ from linux.syscalls import PR_SET_PDEATHSIG, prctl
 from pb.containerd.runc.v1 import Options
 from pb.containerd.task.v2 import CreateTaskRequest
 from runc_bin.__main__ import main as run_built_in
-from runc_bin.commands.launch import connect_console
+from runc_bin.commands.launch import connect_socket
 from runc_bin.libcontainer.container import check_startable, delete_ended, opened_fifo, take_fifo
 from runc_bin.libcontainer.exec_in import Begun, ExecOptions, begin, hear, read_process_file
 from runc_bin.libcontainer.failures import reason
@@ -275,7 +275,7 @@ class Runtime:
         root = self._options[1]
         record = load_state(root, container)
         wanted = read_process_file(process, record)
-        console = connect_console(console_socket) if wanted.terminal else None
+        console = connect_socket(console_socket) if wanted.terminal else None
         try:
             with signals_blocked():
                 return begin(

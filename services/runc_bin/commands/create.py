@@ -5,12 +5,12 @@ from __future__ import annotations
 import _socket
 import os
 
-from errdefs import InvalidArgument
+from errdefs import BuoyError, InvalidArgument
 from linux.crashpoints import crashpoint
 
 from runc_bin.cli import Context
 from runc_bin.commands import launch
-from runc_bin.libcontainer import container, create
+from runc_bin.libcontainer import container, create, state
 from runc_bin.libcontainer.cgroups.resources import ignored
 from runc_bin.libcontainer.create import CreateOptions
 from runc_bin.libcontainer.spec import Spec, load_spec
@@ -30,10 +30,15 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
     """Make the container of a command line and write its pid file; all is undone when that fails."""
     container_id = context.args[0]
     pid_file = launch.absolute(context.text("pid-file"))
-    count = launch.listen_fds()
-    if count and spec.process is not None:
-        env = (*spec.process.env, f"LISTEN_FDS={count}", "LISTEN_PID=1")
-        spec = spec.replace(process=spec.process.replace(env=env))
+    count, said = launch.activation()
+    if said and spec.process is not None:
+        spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *said)))
+    notify = bool(os.environ.get("NOTIFY_SOCKET"))
+    if notify:
+        from runc_bin import notify_proxy
+
+        state.check_id(container_id)
+        spec = notify_proxy.with_socket(spec, context.root, container_id)
     options = CreateOptions(
         bundle=bundle,
         console=console,
@@ -43,13 +48,16 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
         listen_fds=count,
         rootless=context.rootless,
         systemd_cgroup=context.systemd_cgroup,
+        notify=notify,
     )
-    record = create.create(context.root, container_id, spec, options, warn=log.warn)
-    try:
-        launch.write_pid_file(pid_file, record.init_process_pid)
-    except OSError:
-        container.delete(context.root, container_id, force=True, warn=log.warn)
-        raise
+    with launch.pidfd_receiver(context) as send_pidfd:
+        record = create.create(context.root, container_id, spec, options, warn=log.warn)
+        try:
+            launch.write_pid_file(pid_file, record.init_process_pid)
+            send_pidfd(record.init_process_pid, b"standard")
+        except (OSError, BuoyError):
+            container.delete(context.root, container_id, force=True, warn=log.warn)
+            raise
     crashpoint("runc.create.pid-written")
     return record
 
@@ -64,7 +72,7 @@ def run(context: Context, log: Log) -> int:
     bundle, spec = read_bundle(context)
     terminal = spec.process is not None and spec.process.terminal
     launch.check_terminal(context, terminal=terminal, detached=True)
-    console = launch.connect_console(context.text("console-socket")) if terminal else None
+    console = launch.connect_socket(context.text("console-socket")) if terminal else None
     try:
         make(context, bundle, spec, console, log)
         warn_of_ignored(spec, log)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from errdefs import InvalidArgument, NotImplementedHere
+import os
+
+from errdefs import InvalidArgument
+from linux import signals
 
 from runc_bin.cli import Context
 from runc_bin.commands import launch
@@ -30,6 +33,7 @@ def _read_process(context: Context, record: State) -> Process:
     caps = base.capabilities
     if context.texts("cap"):
         caps = caps.with_added(context.texts("cap"))
+    no_new_privileges = context.said("no-new-privs")
     return base.replace(
         args=tuple(context.args[1:]),
         cwd=cwd,
@@ -44,7 +48,7 @@ def _read_process(context: Context, record: State) -> Process:
         capabilities=caps,
         apparmor_profile=context.text("apparmor") or base.apparmor_profile,
         selinux_label=context.text("process-label") or base.selinux_label,
-        no_new_privileges=context.given("no-new-privs") or base.no_new_privileges,
+        no_new_privileges=base.no_new_privileges if no_new_privileges is None else no_new_privileges,
     )
 
 
@@ -63,8 +67,6 @@ def _id(text: str, what: str) -> int:
 
 
 def run(context: Context, _log: Log) -> int:
-    if context.texts("cgroup"):
-        raise NotImplementedHere("exec --cgroup is not supported")
     record = state.load_state(context.root, context.args[0])
     process = _read_process(context, record)
     detached = context.given("detach")
@@ -73,14 +75,30 @@ def run(context: Context, _log: Log) -> int:
     stay = None if detached else Foreground(subreaper=False)
     console = None
     if process.terminal:
-        console = stay.console() if stay else launch.connect_console(context.text("console-socket"))
+        console = stay.console() if stay else launch.connect_socket(context.text("console-socket"))
     options = ExecOptions(
         console=console,
         preserve_fds=context.number("preserve-fds"),
         ignore_paused=context.given("ignore-paused"),
+        cgroups=_cgroups(context),
     )
-    pid = exec_in.start(context.root, record, process, options)
+    with launch.pidfd_receiver(context) as send_pidfd:
+        pid = exec_in.start(context.root, record, process, options)
+        try:
+            launch.write_pid_file(pid_file, pid)
+            send_pidfd(pid, b"setns")
+        except BaseException:
+            os.kill(pid, signals.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
     if console is not None and stay is None:
         console.close()
-    launch.write_pid_file(pid_file, pid)
     return stay.wait(pid) if stay else 0
+
+
+def _cgroups(context: Context) -> dict[str, str]:
+    if not context.texts("cgroup"):
+        return {}
+    from runc_bin.libcontainer.cgroups import sub_groups
+
+    return sub_groups.parse(context.texts("cgroup"))

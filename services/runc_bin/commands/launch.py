@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 
-from errdefs import InvalidArgument, NotImplementedHere
+from errdefs import InvalidArgument
+from linux import fds
 
 from runc_bin.cli import Context
 from runc_bin.libcontainer import console
@@ -14,8 +17,6 @@ from runc_bin.libcontainer.failures import step
 
 def check_terminal(context: Context, *, terminal: bool, detached: bool) -> None:
     """A detached terminal needs a socket for its master, and only that does."""
-    if context.text("pidfd-socket"):
-        raise NotImplementedHere("--pidfd-socket is not supported")
     wanted = context.text("console-socket")
     if detached and terminal and not wanted:
         raise InvalidArgument("cannot allocate tty if runc will detach without setting console socket")
@@ -25,10 +26,47 @@ def check_terminal(context: Context, *, terminal: bool, detached: bool) -> None:
         raise InvalidArgument("--preserve-fds must not be negative")
 
 
-def connect_console(path: str) -> _socket.socket:
-    """A connection to `--console-socket`."""
+def connect_socket(path: str) -> _socket.socket:
+    """A connection to `--console-socket` or `--pidfd-socket`."""
     with step(f"dial unix {path}: connect"):
         return console.connect(path)
+
+
+@contextlib.contextmanager
+def pidfd_receiver(context: Context) -> Iterator[Callable[[int, bytes], None]]:
+    """A function that sends `--pidfd-socket` a descriptor of a process, with a word on what kind it is; it
+    does nothing without the flag. The connection is there before anything is made.
+    """
+    path = context.text("pidfd-socket")
+    if not path:
+        yield lambda _pid, _kind: None
+        return
+    receiver = connect_socket(path)
+    try:
+        yield lambda pid, kind: _send_pidfd(receiver, pid, kind)
+    finally:
+        receiver.close()
+
+
+def _send_pidfd(receiver: _socket.socket, pid: int, kind: bytes) -> None:
+    pidfd = fds.open_pidfd(pid)
+    try:
+        with step("unable to send the pidfd"):
+            fds.send_fds(receiver, kind, [pidfd])
+    finally:
+        os.close(pidfd)
+
+
+def activation() -> tuple[int, tuple[str, ...]]:
+    """How many descriptors socket activation passes to the container's program, and what its environment says
+    of them: they are for its process 1, which the program is.
+    """
+    count = listen_fds()
+    if not count:
+        return 0, ()
+    names = os.environ.get("LISTEN_FDNAMES")
+    said = (f"LISTEN_FDS={count}", "LISTEN_PID=1")
+    return count, said if names is None else (*said, f"LISTEN_FDNAMES={names}")
 
 
 def listen_fds() -> int:

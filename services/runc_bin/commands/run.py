@@ -10,6 +10,7 @@ from errdefs import BuoyError, InvalidArgument
 from runc_bin.cli import Context
 from runc_bin.commands import launch
 from runc_bin.commands.create import make, read_bundle, warn_of_ignored
+from runc_bin.commands.start import start
 from runc_bin.foreground import Foreground
 from runc_bin.libcontainer import container
 from runc_bin.libcontainer.process_spec import NO_PROCESS
@@ -26,13 +27,16 @@ def run(context: Context, log: Log) -> int:
     stay = None if detached else Foreground(subreaper=not context.given("no-subreaper"))
     console = None
     if terminal:
-        console = stay.console() if stay else launch.connect_console(context.text("console-socket"))
+        console = stay.console() if stay else launch.connect_socket(context.text("console-socket"))
     record = make(context, bundle, spec, console, log)
     warn_of_ignored(spec, log)
     try:
-        container.start(context.root, record, warn=log.warn)
         if stay is None:
+            start(context, record, log)
             return 0
+        if host := os.environ.get("NOTIFY_SOCKET", ""):
+            stay.notify(context.root, record.id, host, log.warn)
+        container.start(context.root, record, warn=log.warn)
         code = stay.wait(record.init_process_pid)
     except BaseException:
         container.delete(context.root, record.id, force=True, warn=log.warn)

@@ -16,7 +16,7 @@ from linux import interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
 from runc_bin.libcontainer import apparmor, cgroups, hooks, identity, init, seccomp, state
-from runc_bin.libcontainer.failures import reason, step
+from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.process_spec import Process, no_process
 from runc_bin.libcontainer.spec import Spec
 from runc_bin.libcontainer.state import State
@@ -34,7 +34,8 @@ class CreateOptions(Record):
     """How a container is to be made, beyond its spec. `console` is a connected socket that gets the master
     of the terminal; `preserve_fds` descriptors from 3 on are passed to the program, after `listen_fds` of
     socket activation; `systemd_cgroup`: the control group is a unit of systemd; `rootless` says whether a
-    control group may be done without (None: when the caller has no power over the host).
+    control group may be done without (None: when the caller has no power over the host); `notify` makes a
+    folder for the socket of readiness, which the spec mounts.
     """
 
     bundle: str
@@ -45,6 +46,7 @@ class CreateOptions(Record):
     listen_fds: int = 0
     systemd_cgroup: bool = False
     rootless: bool | None = None
+    notify: bool = False
 
     @property
     def passed_fds(self) -> int:
@@ -57,13 +59,19 @@ def _now() -> str:
 
 
 def check_passed_fds(first: int, count: int) -> None:
-    """Each descriptor that is to be passed must be open; InvalidArgument."""
+    """Each descriptor that is to be passed must be open, and the caller's; InvalidArgument.
+
+    All that we open ourselves is closed on exec; what came over an exec is not.
+    """
     for fd in range(first, first + count):
         try:
-            os.fstat(fd)
-        except OSError as error:
-            message = f"unable to stat preserved-fd {fd - first} (of {count}): {reason(error)}"
-            raise InvalidArgument(message) from None
+            ours = not os.get_inheritable(fd)
+        except OSError:
+            ours = True
+        if ours:
+            raise InvalidArgument(
+                f"unable to stat preserved-fd {fd - first} (of {count}): no such file or directory"
+            )
 
 
 def check_confinement(process: Process) -> None:
@@ -92,6 +100,7 @@ def create(
     """
     process = spec.process or no_process()
     state.check_id(container_id)
+    check_passed_fds(3, options.listen_fds)
     check_passed_fds(3 + options.listen_fds, options.preserve_fds)
     check_confinement(process)
     maps = None
@@ -143,6 +152,8 @@ def create(
             os.mkdir(state.root_place(root, record), 0o700)
         if program is not None:
             state.save_filter(root, container_id, program)
+        if options.notify:
+            os.mkdir(state.notify_dir(root, container_id), 0o755)
         fifo = _make_fifo(folder)
         undo.callback(os.close, fifo)
         manager = _make_group(manager, spec, options.rootless)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from errdefs import FailedPrecondition, Internal
@@ -40,11 +40,14 @@ from runc_bin.record import Record
 
 
 class ExecOptions(Record):
-    """How a process is to be added, beyond its spec; fields as in `create.CreateOptions`."""
+    """How a process is to be added, beyond its spec; fields as in `create.CreateOptions`. `cgroups` are paths
+    below the container's cgroups (`cgroups.sub_groups.parse`).
+    """
 
     console: _socket.socket | None = None
     preserve_fds: int = 0
     ignore_paused: bool = False
+    cgroups: Mapping[str, str] = {}
 
 
 class Joining(Record):
@@ -166,15 +169,7 @@ def _begin(
     stack.callback(theirs.close)
     failed = stack.enter_context(contextlib.ExitStack())
     failed.callback(ours.close)
-    manager = container.manager_of(record)
-    if os.geteuid() != 0 and not manager.attaches:
-        from runc_bin.libcontainer.cgroups.rootless import in_reach
-
-        manager = in_reach(manager)
-    group = None
-    if "" in manager.paths and not manager.attaches:
-        group = os.open(manager.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, group)
+    manager = _manager(record, options)
     flags = 0
     for kind in record.namespaces:
         flags |= NAMESPACE_FLAGS[kind]
@@ -191,7 +186,7 @@ def _begin(
         process=process,
         channel=theirs,
         manager=manager,
-        born_inside=group is not None,
+        born_inside=False,
         pidfd=pidfd,
         flags=flags,
         console_socket=options.console if process.terminal else None,
@@ -199,15 +194,55 @@ def _begin(
         seccomp_program=program,
         stream_owner=owner,
     )
-    with scheduling.affinity(process.initial_cpus):
-        pid = syscalls.clone(0, cgroup_fd=group)
-        if pid == 0:
-            _run(joining, first)
+    try:
+        pid = _clone(joining, first)
+    except OSError:
+        if options.cgroups or not manager.unified or manager.attaches:
+            raise
+        # The container has moved its processes further down, and no process may stay between (cgroups(7), "no
+        # internal processes" rule), or it has removed its first cgroup.
+        from runc_bin.libcontainer.cgroups import sub_groups
+
+        joining = joining.replace(manager=sub_groups.of_process(record.init_process_pid))
+        pid = _clone(joining, first)
     crashpoint("runc.exec.cloned")
     if manager.attaches:
         _attach(manager, pid, ours)
     failed.pop_all()
     return Begun(pid, ours)
+
+
+def _manager(record: State, options: ExecOptions) -> cgroups.Manager:
+    """The manager of the cgroup that the process is to join."""
+    manager = container.manager_of(record)
+    if options.cgroups:
+        from runc_bin.libcontainer.cgroups import sub_groups
+
+        manager = sub_groups.below(manager, options.cgroups)
+    if os.geteuid() != 0 and not manager.attaches:
+        from runc_bin.libcontainer.cgroups import rootless
+
+        if options.cgroups:
+            rootless.check_reach(manager)
+        return rootless.in_reach(manager)
+    return manager
+
+
+def _clone(joining: Joining, first: Callable[[], None] | None) -> int:
+    """The child, born inside the container's cgroup of the v2 tree where there is one."""
+    manager = joining.manager
+    group = None
+    if "" in manager.paths and not manager.attaches:
+        group = os.open(manager.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with scheduling.affinity(joining.process.initial_cpus):
+            pid = syscalls.clone(0, cgroup_fd=group)
+            if pid == 0:
+                _run(joining.replace(born_inside=group is not None), first)
+        return pid
+    finally:
+        if group is not None:
+            os.close(group)
 
 
 def _attach(manager: cgroups.Manager, pid: int, channel: Channel) -> None:

@@ -22,6 +22,7 @@ from runc_bin.record import Record
 OCI_VERSION = "1.2.0"
 EXEC_FIFO = "exec.fifo"
 STARTED = b"0"  # what init writes there before it executes the program; anything else tells why it does not
+_NOTIFY = "notify"
 FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
 ROOT_PLACE = "rootfs"  # a directory for the root of a container without a mount namespace
 _STATE = "state.json"
@@ -90,6 +91,11 @@ def root_place(root: str, state: State) -> str:
     return "" if "mount" in state.namespaces else os.path.join(state_dir(root, state.id), ROOT_PLACE)
 
 
+def notify_dir(root: str, container_id: str) -> str:
+    """The folder of the socket that a container's program tells its readiness to: `CreateOptions.notify`."""
+    return os.path.join(state_dir(root, container_id), _NOTIFY)
+
+
 def create_dir(root: str, container_id: str) -> str:
     """Make the folder of a new container, which claims its id; AlreadyExists when it is taken."""
     if not os.path.isdir(root):
@@ -154,6 +160,8 @@ def remove_dir(root: str, container_id: str) -> None:
     for name in names:
         if name == ROOT_PLACE:
             _remove_mounts(os.path.join(path, name))
+        elif name == _NOTIFY:
+            _remove_folder(os.path.join(path, name))
         else:
             os.unlink(os.path.join(path, name))
     os.rmdir(path)
@@ -168,6 +176,12 @@ def _remove_mounts(path: str) -> None:
             if error.errno != errno.EINVAL:
                 raise
             break
+    os.rmdir(path)
+
+
+def _remove_folder(path: str) -> None:
+    for name in os.listdir(path):
+        os.unlink(os.path.join(path, name))
     os.rmdir(path)
 
 

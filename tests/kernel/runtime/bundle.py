@@ -80,14 +80,20 @@ class Bundle:
         self.process["args"] = list(args)
         return self.call("run", self.new_id(), check=check, **options)
 
+    def detach(self, *words: str, env: dict[str, str] | None = None) -> None:
+        """Run a verb whose process stays, with streams that nobody waits for."""
+        null = subprocess.DEVNULL
+        words = tuple(self.command(*words))
+        done = subprocess.run(
+            words, stdin=null, stdout=null, stderr=null, cwd=self.folder, timeout=30, env=env
+        )
+        assert done.returncode == 0
+
     def start(self, *args: str) -> tuple[str, int]:
         """(id, pid) of a container that runs a program, detached, its streams on /dev/null."""
         self.process["args"] = list(args)
         container_id = self.new_id()
-        words = self.command("run", "-d", "--pid-file", str(self.folder / "pid"), container_id)
-        null = subprocess.DEVNULL
-        done = subprocess.run(words, stdin=null, stdout=null, stderr=null, cwd=self.folder, timeout=30)
-        assert done.returncode == 0
+        self.detach("run", "-d", "--pid-file", str(self.folder / "pid"), container_id)
         return container_id, int((self.folder / "pid").read_text())
 
     def state(self, container_id: str) -> dict[str, Any]:

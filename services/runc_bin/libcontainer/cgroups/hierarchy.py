@@ -80,8 +80,13 @@ def clean(path: str) -> str:
 
 def own_cgroups() -> dict[str, str]:
     """The caller's cgroup in each hierarchy, by controller (`name=systemd` for a named one, "" for v2)."""
+    return cgroups_of("self")
+
+
+def cgroups_of(pid: int | str) -> dict[str, str]:
+    """The same of another process."""
     found: dict[str, str] = {}
-    with open("/proc/self/cgroup", encoding="utf-8") as lines:
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as lines:
         for line in lines:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             for controller in controllers.split(","):

@@ -39,6 +39,7 @@ class Manager(ABC):
         self.owner = owner
         self.unit = ""  # the name of the unit that it is, with the systemd driver
         self.user = False  # whether that is a unit of the caller's own systemd
+        self.sub_group = "/"  # the cgroup below the unit's that `attach` moves processes to
 
     @staticmethod
     def from_paths(paths: Mapping[str, str], unit: str = "", *, user: bool = False) -> Manager:

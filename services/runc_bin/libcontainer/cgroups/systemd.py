@@ -58,7 +58,7 @@ class InUnit(Manager):
 
     def attach(self, pid: int) -> None:
         with Bus(user=self.user) as bus:
-            bus.attach(self.unit, pid)
+            bus.attach(self.unit, pid, self.sub_group)
 
     def update(self, resources: Resources) -> None:
         check(resources, unified=self.unified)

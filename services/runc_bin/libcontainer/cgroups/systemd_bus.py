@@ -188,9 +188,9 @@ class Bus:
         """Change properties of a unit until the next boot."""
         self._call("SetUnitProperties", (("s", unit), ("b", True), ("a(sv)", properties))).close()
 
-    def attach(self, unit: str, pid: int) -> None:
-        """Move a process into a unit's cgroup."""
-        self._call("AttachProcessesToUnit", (("s", unit), ("s", "/"), ("au", [pid]))).close()
+    def attach(self, unit: str, pid: int, below: str = "/") -> None:
+        """Move a process into a unit's cgroup, or into the cgroup `below` it."""
+        self._call("AttachProcessesToUnit", (("s", unit), ("s", below), ("au", [pid]))).close()
 
     def manager_property(self, name: str) -> str:
         """A property of the manager that is a string, as `Version` or `ControlGroup`."""
