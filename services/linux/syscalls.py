@@ -75,6 +75,7 @@ _NR = {
     "close_range": 436,
     "clone3": 435,
     "openat2": 437,
+    "pidfd_getfd": 438,
     "mount_setattr": 442,
 }
 
@@ -132,6 +133,7 @@ _move_mount = _syscall("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint)
 _fsopen = _syscall("fsopen", c_char_p, c_uint)
 _fsconfig = _syscall("fsconfig", c_int, c_uint, c_char_p, c_char_p, c_int)
 _fsmount = _syscall("fsmount", c_int, c_uint, c_uint)
+_pidfd_getfd = _syscall("pidfd_getfd", c_int, c_int, c_uint)
 _close_range = _syscall("close_range", c_uint, c_uint, c_uint)
 _openat2 = _syscall("openat2", c_int, c_char_p, c_char_p, c_size_t)
 _mount_setattr = _syscall("mount_setattr", c_int, c_char_p, c_uint, c_char_p, c_size_t)
@@ -360,6 +362,14 @@ def openat2(dir_fd: int, path: StrPath, flags: int, *, mode: int = 0, resolve: i
     fd = int(_openat2(_NR["openat2"], dir_fd, _path(path), how, len(how)))
     if fd < 0:
         _raise(path)
+    return fd
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A copy of descriptor `number` of the process behind a pidfd, closed on exec; pidfd_getfd(2)."""
+    fd = int(_pidfd_getfd(_NR["pidfd_getfd"], pidfd, number, 0))
+    if fd < 0:
+        _raise()
     return fd
 
 

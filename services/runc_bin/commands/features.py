@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runc_bin.cli import Context
 from runc_bin.document import render_indented
-from runc_bin.libcontainer import capabilities, mount_options, spec, state
+from runc_bin.libcontainer import capabilities, mount_options, seccomp, spec, state
 from runc_bin.log import Log
 from runc_bin.output import emit
 
@@ -25,7 +25,14 @@ def run(_context: Context, _log: Log) -> int:
             "namespaces": sorted(spec.NAMESPACE_FLAGS),
             "capabilities": list(capabilities.NAMES),
             "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
-            "seccomp": {"enabled": True},
+            "seccomp": {
+                "enabled": True,
+                "actions": list(seccomp.ACTIONS),
+                "operators": list(seccomp.OPERATORS),
+                "archs": list(seccomp.ARCHITECTURES),
+                "knownFlags": list(seccomp.FLAGS),
+                "supportedFlags": list(seccomp.FLAGS),
+            },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},

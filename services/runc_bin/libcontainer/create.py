@@ -118,8 +118,13 @@ def create(
         spec.linux, container_id, _cgroup_owner(spec, maps), systemd=options.systemd_cgroup
     )
     program = None
+    listener = None
     if spec.seccomp:
         seccomp.check_flags(spec.seccomp.get("flags"))
+        if seccomp.notifies(spec.seccomp):
+            from runc_bin.libcontainer import seccomp_notify
+
+            listener = seccomp_notify.read(spec.seccomp).as_dict()
         program = seccomp.compile_filter(spec.seccomp, os.path.join(root, state.FILTER_CACHE))
     record = State(
         id=container_id,
@@ -134,6 +139,7 @@ def create(
         cgroup_unit_of_user=manager.user,
         no_new_keyring=options.no_new_keyring,
         seccomp_flags=(spec.seccomp or {}).get("flags"),
+        seccomp_listener=listener,
         apparmor_profile=process.apparmor_profile,
         oom_score_adj=process.oom_score_adj,
         has_seccomp=program is not None,
@@ -247,6 +253,7 @@ def _bear(
         no_new_keyring=options.no_new_keyring,
         seccomp_program=program,
         seccomp_flags=record.seccomp_flags,
+        seccomp_openly=os.geteuid() != 0 if record.seccomp_listener else None,
         oci_state=state.oci_state(record, "created", 0),
     )
     if maps is None:
@@ -354,6 +361,12 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
                 hooks.run(spec.hooks.get(kind, ()), kind, seen, folder=record.bundle)
             with contextlib.suppress(BrokenPipeError):
                 channel.send(Message.DONE)
+        elif message == Message.LISTENER and record.seccomp_listener:
+            from runc_bin.libcontainer import seccomp_notify
+
+            listener = seccomp_notify.Listener(**record.seccomp_listener)
+            seen = state.oci_state(record, "creating", record.init_process_pid)
+            seccomp_notify.hand_over(channel, record.init_process_pid, text, listener, seen)
         else:
             raise Internal(f"{START_ERROR}: error during container init: {text}")
 

@@ -26,7 +26,6 @@ from runc_bin.libcontainer import (
     init,
     keyring,
     scheduling,
-    seccomp,
     state,
 )
 from runc_bin.libcontainer.create import START_ERROR, check_confinement, check_passed_fds
@@ -53,7 +52,8 @@ class ExecOptions(Record):
 class Joining(Record):
     """All that the child gets. `pidfd` is the container's init, `flags` the namespaces of it to join,
     `place` the root of a container without a mount namespace,
-    `stream_owner` whom the pipes among its streams are to be given to, as the caller numbers users.
+    `stream_owner` whom the pipes among its streams are to be given to, as the caller numbers users;
+    `caller_powerless` that the caller is an ordinary user.
     """
 
     record: State
@@ -68,6 +68,7 @@ class Joining(Record):
     passed_fds: int
     seccomp_program: bytes | None
     stream_owner: int | None
+    caller_powerless: bool
 
 
 class Begun:
@@ -77,9 +78,10 @@ class Begun:
     first has ended, or is about to, when the second is heard of.
     """
 
-    def __init__(self, pid: int, channel: Channel) -> None:
+    def __init__(self, pid: int, channel: Channel, record: State) -> None:
         self.pid = self.entering = pid
         self.channel = channel
+        self.record = record
         self.ready = False
 
     @property
@@ -138,6 +140,8 @@ def begin(
     check_passed_fds(3, options.preserve_fds)
     check_confinement(process)
     program = state.load_filter(root, record.id) if record.has_seccomp else None
+    if record.seccomp_listener:
+        from runc_bin.libcontainer import seccomp_notify  # noqa: F401 - later nothing is loaded any more
     with contextlib.ExitStack() as stack:
         pidfd = _open_init(record)
         stack.callback(os.close, pidfd)
@@ -193,6 +197,7 @@ def _begin(
         passed_fds=options.preserve_fds,
         seccomp_program=program,
         stream_owner=owner,
+        caller_powerless=os.geteuid() != 0,
     )
     try:
         pid = _clone(joining, first)
@@ -209,7 +214,7 @@ def _begin(
     if manager.attaches:
         _attach(manager, pid, ours)
     failed.pop_all()
-    return Begun(pid, ours)
+    return Begun(pid, ours, record)
 
 
 def _manager(record: State, options: ExecOptions) -> cgroups.Manager:
@@ -272,6 +277,13 @@ def hear(begun: Begun) -> bool:
     elif message == Message.READY:
         begun.ready = True
         answer = Message.DONE
+    elif message == Message.LISTENER and begun.record.seccomp_listener:
+        from runc_bin.libcontainer import seccomp_notify
+
+        listener = seccomp_notify.Listener(**begun.record.seccomp_listener)
+        seen = state.oci_state(begun.record, "running", begun.record.init_process_pid)
+        seccomp_notify.hand_over(begun.channel, begun.pid, text, listener, seen)
+        return True
     else:
         raise Internal(f"{START_ERROR}: {text}")
     with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
@@ -343,6 +355,11 @@ def _be_born(joining: Joining) -> None:
     os.umask(0o022 if joining.process.umask is None else joining.process.umask)
 
 
+def _load_filter(joining: Joining, program: bytes) -> None:
+    openly = joining.caller_powerless if joining.record.seccomp_listener else None
+    init.load_filter(joining.channel, program, joining.record.seccomp_flags, openly)
+
+
 def _become(joining: Joining) -> None:
     process, record, program = joining.process, joining.record, joining.seccomp_program
     if process.no_new_privileges:
@@ -355,7 +372,7 @@ def _become(joining: Joining) -> None:
     init.label_program(process)
     entered = identity.enter_directory(process.cwd)
     if program is not None and not process.no_new_privileges:
-        seccomp.install(program, record.seccomp_flags)
+        _load_filter(joining, program)
     identity.set_rlimits(process.rlimits)
     identity.become(process, entered=entered)
     env = identity.environment(process)
@@ -363,6 +380,6 @@ def _become(joining: Joining) -> None:
     init.pass_on(joining.passed_fds)
     init.settle(joining.channel)
     if program is not None and process.no_new_privileges:
-        seccomp.install(program, record.seccomp_flags)
+        _load_filter(joining, program)
     joining.channel.close()
     init.execute(path, process.args, env, joining.passed_fds)

@@ -54,7 +54,7 @@ class Birth(Record):
     `entered` says that a process between has joined the control group and done what needs the caller's
     rights; `time_offsets` are for a time namespace to make; `passed_fds` are the descriptors from 3 on that
     the program gets, `place` is the directory for the root of a container without a mount namespace,
-    `oci_state` the state that hooks see, but for the pid.
+    `oci_state` the state that hooks see, but for the pid; `seccomp_openly` is as in `load_filter`.
     """
 
     container_id: str
@@ -74,6 +74,7 @@ class Birth(Record):
     no_new_keyring: bool
     seccomp_program: bytes | None
     seccomp_flags: Sequence[str] | None
+    seccomp_openly: bool | None
     oci_state: Mapping[str, Any]
 
 
@@ -210,7 +211,7 @@ def _become(birth: Birth, root: Root) -> None:
     # Without no_new_privs only a privileged process may load a filter, so it comes before the capabilities
     # go; else it comes as late as can be.
     if program is not None and not process.no_new_privileges:
-        seccomp.install(program, birth.seccomp_flags)
+        load_filter(birth.channel, program, birth.seccomp_flags, birth.seccomp_openly)
     identity.set_rlimits(process.rlimits)
     identity.become(process, entered=entered)
     env = identity.environment(process)
@@ -218,7 +219,7 @@ def _become(birth: Birth, root: Root) -> None:
     pass_on(birth.passed_fds)
     settle(birth.channel)
     if program is not None and process.no_new_privileges:
-        seccomp.install(program, birth.seccomp_flags)
+        load_filter(birth.channel, program, birth.seccomp_flags, birth.seccomp_openly)
     birth.channel.close()
     fifo = _wait_for_start(own_fds, birth.fifo_fd)
     if birth.spec.hooks.get("startContainer") and process.args:
@@ -230,6 +231,18 @@ def _become(birth: Birth, root: Root) -> None:
     if held is None:
         os.close(fifo)
     execute(path, process.args, env, birth.passed_fds, held=held)
+
+
+def load_filter(channel: Channel, program: bytes, flags: Sequence[str] | None, openly: bool | None) -> None:
+    """Install the seccomp filter; `openly` is None where it has no listener, else as in
+    `seccomp_notify.install`.
+    """
+    if openly is None:
+        seccomp.install(program, flags)
+    else:
+        from runc_bin.libcontainer import seccomp_notify  # loaded with the check of the listener
+
+        seccomp_notify.install(channel, program, flags, openly=openly)
 
 
 def label_program(process: Process) -> None:

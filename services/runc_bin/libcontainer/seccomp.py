@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from errdefs import FailedPrecondition, Internal, InvalidArgument, NotImplementedHere
+from errdefs import FailedPrecondition, Internal, InvalidArgument
 
 try:
     from _blake2 import blake2b  # hashlib would bring OpenSSL along, and 5 ms
@@ -26,8 +26,8 @@ from runc_bin.document import render
 from .seccomp_stub import prepend_enosys_stub
 
 _KILL_PROCESS, _KILL_THREAD, _TRAP, _ERRNO = 0x80000000, 0x00000000, 0x00030000, 0x00050000
-_TRACE, _LOG, _ALLOW = 0x7FF00000, 0x7FFC0000, 0x7FFF0000
-_ACTIONS = {
+_TRACE, _LOG, _ALLOW, _NOTIFY = 0x7FF00000, 0x7FFC0000, 0x7FFF0000, 0x7FC00000
+ACTIONS = {
     "SCMP_ACT_KILL": _KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": _KILL_THREAD,
     "SCMP_ACT_KILL_PROCESS": _KILL_PROCESS,
@@ -36,8 +36,9 @@ _ACTIONS = {
     "SCMP_ACT_TRACE": _TRACE,
     "SCMP_ACT_LOG": _LOG,
     "SCMP_ACT_ALLOW": _ALLOW,
+    "SCMP_ACT_NOTIFY": _NOTIFY,
 }
-_OPERATORS = {
+OPERATORS = {
     "SCMP_CMP_NE": 1,
     "SCMP_CMP_LT": 2,
     "SCMP_CMP_LE": 3,
@@ -47,7 +48,7 @@ _OPERATORS = {
     "SCMP_CMP_MASKED_EQ": 7,
 }
 # libseccomp's name of each architecture of the spec
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "SCMP_ARCH_X86": "x86",
     "SCMP_ARCH_X86_64": "x86_64",
     "SCMP_ARCH_X32": "x32",
@@ -64,12 +65,19 @@ _ARCHITECTURES = {
     "SCMP_ARCH_PPC64LE": "ppc64le",
     "SCMP_ARCH_S390": "s390",
     "SCMP_ARCH_S390X": "s390x",
+    "SCMP_ARCH_PARISC": "parisc",
+    "SCMP_ARCH_PARISC64": "parisc64",
     "SCMP_ARCH_RISCV64": "riscv64",
     "SCMP_ARCH_LOONGARCH64": "loongarch64",
 }
-# seccomp(2) flags by the spec's names. TSYNC is not the spec's, but runc takes it.
-_FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}
-_LISTENER_FLAG = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
+# seccomp(2) flags by the spec's names
+FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 1,
+    "SECCOMP_FILTER_FLAG_LOG": 2,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
+}
+_TSYNC, _NEW_LISTENER, _TSYNC_ESRCH, _WAIT_KILLABLE = 1, 8, 16, 32
 
 _ATTRIBUTE_NNP, _ATTRIBUTE_OPTIMIZE = 3, 8
 _SET_MODE_FILTER = 1
@@ -109,12 +117,12 @@ def compile_filter(seccomp_spec: Mapping[str, Any], cache_dir: str | None = None
     Programs are kept in memory by profile and, when `cache_dir` (a folder of root's) is given, there too,
     across processes; b"" when the object asks for nothing.
 
-    InvalidArgument for a malformed profile, NotImplementedHere for SCMP_ACT_NOTIFY and listeners,
-    FailedPrecondition without libseccomp.
+    InvalidArgument for a malformed profile, FailedPrecondition without libseccomp.
     """
     if not seccomp_spec.get("defaultAction") and not seccomp_spec.get("syscalls"):
         return b""
-    key = render(seccomp_spec, sort=True, compact=True)
+    filter_spec = {name: value for name, value in seccomp_spec.items() if not name.startswith("listener")}
+    key = render(filter_spec, sort=True, compact=True)
     program = _programs.get(key)
     if program is None:
         stored = _stored_path(cache_dir, key) if cache_dir else None
@@ -127,20 +135,39 @@ def compile_filter(seccomp_spec: Mapping[str, Any], cache_dir: str | None = None
     return program
 
 
+def notifies(seccomp_spec: Mapping[str, Any]) -> bool:
+    """Whether a `linux.seccomp` object needs a listener: it has an action SCMP_ACT_NOTIFY.
+
+    InvalidArgument where it names none, or has something for one without naming it.
+    """
+    path = seccomp_spec.get("listenerPath")
+    metadata = seccomp_spec.get("listenerMetadata")
+    for name, value in (("listenerPath", path), ("listenerMetadata", metadata)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidArgument(f"linux.seccomp.{name} must be a string")
+    if metadata and not path:
+        raise InvalidArgument("linux.seccomp.listenerMetadata needs linux.seccomp.listenerPath")
+    actions = [seccomp_spec.get("defaultAction")]
+    actions += [call.get("action") for call in seccomp_spec.get("syscalls") or ()]
+    if "SCMP_ACT_NOTIFY" not in actions:
+        return False
+    if not path:
+        raise InvalidArgument("linux.seccomp.listenerPath is not set, but SCMP_ACT_NOTIFY is used")
+    return True
+
+
 def check_flags(flags: Collection[str] | None) -> int:
     """The seccomp(2) flags for the spec's `flags`. None: speculation stays allowed, as runc's default is.
 
-    InvalidArgument for an unknown flag, NotImplementedHere for one that only makes sense with a listener.
+    InvalidArgument for an unknown flag.
     """
     if flags is None:
-        return _FLAGS["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
+        return FLAGS["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
     value = 0
     for flag in flags:
-        if flag == _LISTENER_FLAG:
-            raise NotImplementedHere(f"seccomp flag {flag} needs a listener, which is not supported")
-        if flag not in _FLAGS:
+        if flag not in FLAGS:
             raise InvalidArgument(f"seccomp flag {flag} is not known")
-        value |= _FLAGS[flag]
+        value |= FLAGS[flag]
     return value
 
 
@@ -152,23 +179,37 @@ def install(program: bytes, flags: Collection[str] | None = None) -> None:
     """
     if not program:
         return
-    value = check_flags(flags)
-    if _SYSCALL is None:
-        raise FailedPrecondition("seccomp is not known for this architecture")
+    value = check_flags(flags) & ~_WAIT_KILLABLE  # it says how a listener is waited for
     argument = _Program(len(program) // 8, program)
-    failed = _seccomp(value, argument)
-    if failed == errno.EINVAL and flags is None:
-        failed = _seccomp(0, argument)  # SPEC_ALLOW is of Linux 4.17, and only our default asks for it
-    if failed:
-        raise Internal(f"error loading seccomp filter: {os.strerror(failed)}")
+    result = _seccomp(value, argument)
+    if result == -errno.EINVAL and flags is None:
+        result = _seccomp(0, argument)  # SPEC_ALLOW is of Linux 4.17, and only our default asks for it
+    if result > 0:
+        result = -errno.ESRCH  # TSYNC: the thread of that id could not follow
+    if result < 0:
+        raise Internal(f"error loading seccomp filter: {os.strerror(-result)}")
+
+
+def install_with_listener(program: bytes, flags: Collection[str] | None = None) -> int:
+    """As `install`; the descriptor on which the kernel asks about the calls of SCMP_ACT_NOTIFY, which wait
+    until somebody answers there (seccomp_unotify(2)). It is closed on exec.
+    """
+    value = check_flags(flags) | _NEW_LISTENER
+    if value & _TSYNC:
+        value |= _TSYNC_ESRCH  # the result is the descriptor, and so no thread's id
+    result = _seccomp(value, _Program(len(program) // 8, program))
+    if result < 0:
+        raise Internal(f"error loading seccomp filter: {os.strerror(-result)}")
+    return result
 
 
 def _seccomp(flags: int, program: _Program) -> int:
-    arguments = (ctypes.c_long(_SYSCALL or 0), ctypes.c_ulong(_SET_MODE_FILTER), ctypes.c_ulong(flags))
-    result = _libc.syscall(*arguments, ctypes.byref(program))
-    if result > 0:
-        return errno.ESRCH  # TSYNC: the thread of that id could not follow
-    return ctypes.get_errno() if result < 0 else 0
+    """seccomp(2); minus errno on an error."""
+    if _SYSCALL is None:
+        raise FailedPrecondition("seccomp is not known for this architecture")
+    arguments = (ctypes.c_long(_SYSCALL), ctypes.c_ulong(_SET_MODE_FILTER), ctypes.c_ulong(flags))
+    result = int(_libc.syscall(*arguments, ctypes.byref(program)))
+    return -ctypes.get_errno() if result < 0 else result
 
 
 class _Library:
@@ -206,12 +247,12 @@ class _Library:
 
 
 def _action(name: object, errno_ret: object) -> int:
-    if name == "SCMP_ACT_NOTIFY":
-        raise NotImplementedHere("seccomp action SCMP_ACT_NOTIFY is not supported: nobody would answer")
-    if not isinstance(name, str) or name not in _ACTIONS:
+    if not isinstance(name, str) or name not in ACTIONS:
         raise InvalidArgument(f"string {name} is not a valid action for seccomp")
-    action = _ACTIONS[name]
+    action = ACTIONS[name]
     if action not in (_ERRNO, _TRACE):
+        if errno_ret is not None:
+            raise InvalidArgument(f"seccomp action {name} takes no errnoRet")
         return action
     if errno_ret is None:
         return action | errno.EPERM
@@ -224,30 +265,28 @@ def _tests(arguments: object) -> list[_ArgumentTest]:
     tests = []
     for argument in arguments if isinstance(arguments, list | tuple) else ():
         operator = argument.get("op")
-        if operator not in _OPERATORS:
+        if operator not in OPERATORS:
             raise InvalidArgument(f"string {operator} is not a valid operator for seccomp")
         index, value, second = argument.get("index", 0), argument.get("value", 0), argument.get("valueTwo", 0)
         if not isinstance(index, int) or not 0 <= index <= 5:
             raise InvalidArgument(f"seccomp argument index {index!r} is not in 0 to 5")
         if not all(isinstance(number, int) and 0 <= number < 1 << 64 for number in (value, second)):
             raise InvalidArgument("seccomp argument values must be unsigned 64-bit numbers")
-        tests.append(_ArgumentTest(index, _OPERATORS[operator], value, second))
+        tests.append(_ArgumentTest(index, OPERATORS[operator], value, second))
     return tests
 
 
 def _compile(spec: Mapping[str, Any]) -> bytes:
-    if spec.get("listenerPath"):
-        raise NotImplementedHere("seccomp listeners (listenerPath) are not supported")
     default = _action(spec.get("defaultAction"), spec.get("defaultErrnoRet"))
     check_flags(spec.get("flags"))
     names = spec.get("architectures") or ()
     for name in names:
-        if name not in _ARCHITECTURES:
+        if name not in ARCHITECTURES:
             raise InvalidArgument(f"string {name} is not a valid arch for seccomp")
     rules = [rule for call in spec.get("syscalls") or () for rule in _rules(call)]
 
     library = _Library()
-    architectures = {name: library.arch_resolve_name(_ARCHITECTURES[name].encode()) for name in names}
+    architectures = {name: library.arch_resolve_name(ARCHITECTURES[name].encode()) for name in names}
     for name, token in architectures.items():
         if not token:
             raise FailedPrecondition(f"seccomp architecture {name} is not known to this libseccomp")
@@ -271,7 +310,7 @@ def _compile(spec: Mapping[str, Any]) -> bytes:
         program = _export(library, context)
     finally:
         library.release(context)
-    if default in (_ALLOW, _LOG) or default & 0x7FFF0000 == _TRACE:
+    if default in (_ALLOW, _LOG, _NOTIFY) or default & 0x7FFF0000 == _TRACE:
         return program  # what lets all unknown calls through needs no answer for them
     return prepend_enosys_stub(program, _largest_numbers(library, architectures.values(), rules))
 
@@ -279,7 +318,9 @@ def _compile(spec: Mapping[str, Any]) -> bytes:
 def _rules(call: Mapping[str, Any]) -> list[tuple[str, int, list[_ArgumentTest]]]:
     action, tests = _action(call.get("action"), call.get("errnoRet")), _tests(call.get("args"))
     rules = []
-    for name in call.get("names") or ():
+    if not call.get("names"):
+        raise InvalidArgument("linux.seccomp.syscalls.names must hold the name of a system call")
+    for name in call["names"]:
         if not isinstance(name, str) or not name:
             raise InvalidArgument("empty string is not a valid syscall")
         rules.append((name, action, tests))

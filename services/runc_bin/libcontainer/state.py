@@ -54,6 +54,7 @@ class State(Record):
     no_new_keyring: bool = False
     has_seccomp: bool = False
     seccomp_flags: list[str] | None = None
+    seccomp_listener: Mapping[str, str] | None = None
     apparmor_profile: str = ""
     oom_score_adj: int | None = None
     personality: int | None = None

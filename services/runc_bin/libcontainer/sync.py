@@ -40,6 +40,8 @@ Where a user namespace is joined, or others beside it, `clone` is this (`passage
 
 What init may ask for after GO, before it makes its mounts, is drawn in `bind_sources`.
 
+Where a seccomp profile names a listener, the talk about it is drawn in `seccomp_notify`.
+
 Where systemd makes the control group, or has to move the child into it, the child waits for PLACED first of
 all: its parent has had that done.
 
@@ -71,6 +73,7 @@ class Message:
     HOOKS = b"h"
     DONE = b"d"
     READY = b"r"
+    LISTENER = b"l"
     ERROR = b"e"
 
 

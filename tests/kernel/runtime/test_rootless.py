@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.runtime.bundle import APPLETS, SERVICES, is_gone, namespace, wait_until
+from tests.kernel.runtime.seccomp_agent import Agent
 from tests.support.busybox import find_busybox
 
 USER = 54321
@@ -368,3 +369,24 @@ def _processes() -> list[int]:
         except OSError:
             continue
     return found
+
+
+@pytest.mark.parametrize("no_new_privileges", [True, False])
+def test_system_calls_that_an_agent_answers(home: Home, no_new_privileges: bool) -> None:
+    path = home.run_dir / "agent.sock"
+    agent = Agent(path)
+    os.chown(path, USER, USER)
+    home.spec["process"]["noNewPrivileges"] = no_new_privileges
+    home.spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
+        "listenerPath": str(path),
+    }
+    try:
+        container_id, pid = home.start("sleep", "60")
+        done = home.call("exec", container_id, "sh", "-c", "busybox mkdir /x && echo made")
+        assert done.stdout == "made\n"
+        assert [state["pid"] == pid for state in agent.states] == [True, False]
+        home.call("delete", "--force", container_id)
+    finally:
+        agent.close()

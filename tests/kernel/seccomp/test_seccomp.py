@@ -199,8 +199,9 @@ def test_stub(largest: dict[int, int], number: int, arch: int, verdict: int) -> 
         (profile(rule("read", args=[{"index": 6, "op": "SCMP_CMP_EQ"}])), errdefs.InvalidArgument),
         (profile(rule("read", args=[{"index": 0, "op": "=="}])), errdefs.InvalidArgument),
         (profile(rule("read", "SCMP_ACT_ERRNO", errnoRet=-1)), errdefs.InvalidArgument),
-        (profile(rule("read", "SCMP_ACT_NOTIFY")), errdefs.NotImplementedHere),
-        (profile(rule("read"), listenerPath="/run/x.sock"), errdefs.NotImplementedHere),
+        (profile(rule("read", "SCMP_ACT_ALLOW", errnoRet=1)), errdefs.InvalidArgument),
+        (profile(default="SCMP_ACT_KILL", defaultErrnoRet=1), errdefs.InvalidArgument),
+        (profile({"names": [], "action": "SCMP_ACT_ERRNO"}), errdefs.InvalidArgument),
     ],
 )
 def test_bad_profiles(document: dict[str, Any], error: type[errdefs.BuoyError]) -> None:
@@ -291,5 +292,27 @@ def test_flags() -> None:
     assert seccomp.check_flags(None) == 4
     assert seccomp.check_flags([]) == 0
     assert seccomp.check_flags(["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"]) == 3
-    with pytest.raises(errdefs.NotImplementedHere):
-        seccomp.check_flags(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"])
+    assert seccomp.check_flags(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]) == 32
+
+
+def test_who_is_to_be_asked() -> None:
+    assert not seccomp.notifies(profile(rule("read")))
+    assert not seccomp.notifies(profile(rule("read"), listenerPath="/x", listenerMetadata="y"))
+    assert seccomp.notifies(profile(rule("read", "SCMP_ACT_NOTIFY"), listenerPath="/x"))
+    assert seccomp.notifies(profile(default="SCMP_ACT_NOTIFY", listenerPath="/x"))
+    for bad in (
+        profile(rule("read", "SCMP_ACT_NOTIFY")),
+        profile(default="SCMP_ACT_NOTIFY"),
+        profile(listenerMetadata="y"),
+        profile(listenerPath=1),
+    ):
+        with pytest.raises(errdefs.InvalidArgument, match=r"linux\.seccomp\.listener"):
+            seccomp.notifies(bad)
+
+
+def test_the_listener_is_no_part_of_the_program() -> None:
+    one, other = (
+        profile(rule("read", "SCMP_ACT_NOTIFY"), listenerPath=path, listenerMetadata=path) for path in "ab"
+    )
+    assert seccomp.compile_filter(one) is seccomp.compile_filter(other)
+    assert run(seccomp.compile_filter(one), 0) == 0x7FC00000
