@@ -44,7 +44,7 @@ def _root_and_verb(words: Sequence[str]) -> tuple[str, str]:
         index += 1
         if not words[index - 1].startswith("-"):
             return root, name
-        if name in ("root", "log", "log-format", "rootless") and not equals:
+        if name in ("root", "log", "log-format", "criu", "rootless") and not equals:
             value = words[index] if index < len(words) else ""
             index += 1
         if name == "root":

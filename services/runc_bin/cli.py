@@ -119,6 +119,7 @@ GLOBAL_FLAGS = (
     Flag("log", str, help="file for the log (default: standard error)"),
     Flag("log-format", str, default="text", help="'text' or 'json'"),
     Flag("root", str, help=f"folder of the containers' records (default: {DEFAULT_ROOT} or the user's)"),
+    Flag("criu", str, default="criu", help="program for checkpoint and restore"),
     Flag("systemd-cgroup", bool, help="make cgroups as units of systemd; cgroupsPath is slice:prefix:name"),
     Flag("rootless", str, default="auto", help="'true', 'false' or 'auto'"),
     Flag("help", bool, "h", help="show help"),
@@ -349,9 +350,7 @@ def parse_verb(name: str, rest: Sequence[str], globals_: Mapping[str, Any]) -> C
     """Check the part of the command line from the verb on; InvalidArgument in the words of Go's cli
     package.
     """
-    verb = VERBS.get(name)
-    if verb is None:
-        raise InvalidArgument(f"No help topic for '{name}'")
+    verb = find(name)
     flags, args = parse_flags(verb.flags, rest, verb.stop)
     if verb.least == verb.most and len(args) != verb.least:
         raise InvalidArgument(f'runc-bin: "{name}" requires exactly {verb.least} argument(s)')
@@ -360,6 +359,14 @@ def parse_verb(name: str, rest: Sequence[str], globals_: Mapping[str, Any]) -> C
     if verb.most is not None and len(args) > verb.most:
         raise InvalidArgument(f'runc-bin: "{name}" requires a maximum of {verb.most} argument(s)')
     return Context(verb, globals_, flags, args)
+
+
+def find(name: str) -> Verb:
+    """The verb of that name; InvalidArgument."""
+    verb = VERBS.get(name)
+    if verb is None:
+        raise InvalidArgument(f"No help topic for '{name}'")
+    return verb
 
 
 def usage(verb: Verb | None = None) -> str:

@@ -27,7 +27,7 @@ def dispatch(words: Sequence[str]) -> int:
     try:
         flags, verb, rest = cli.split(words)
         if flags["version"]:
-            emit(f"runc-bin version {VERSION}\nspec: 1.2.0\n")
+            emit(_version())
             return 0
         if not verb or verb in ("help", "h") or flags["help"]:
             return _help(verb, rest)
@@ -56,8 +56,21 @@ def command(verb: cli.Verb) -> ModuleType:
 
 def _help(verb: str, rest: list[str]) -> int:
     topic = rest[0] if verb in ("help", "h") and rest else ""
-    emit(cli.usage(cli.VERBS.get(topic)))
+    # podman asks for the help of `checkpoint` to learn whether there is such a verb
+    emit(cli.usage(cli.find(topic) if topic else None))
     return 0
+
+
+def _version() -> str:
+    """Lines of `name: value` below the first, as callers of runc read them."""
+    from runc_bin.libcontainer import seccomp
+    from runc_bin.libcontainer.state import OCI_VERSION
+
+    lines = [f"runc-bin version {VERSION}", f"spec: {OCI_VERSION}", f"python: {sys.version.split()[0]}"]
+    library = seccomp.library_version()
+    if library:
+        lines.append(f"libseccomp: {library}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _fail(log: Log | None, verb: str, message: str) -> int:

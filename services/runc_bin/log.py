@@ -34,7 +34,7 @@ class Log:
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._json:
-            line = render({"level": level, "msg": message, "time": now})
+            line = render({"level": level, "msg": message, "time": now}, compact=True)
         else:
             line = f"time={quote(now)} level={level} msg={quote(message)}"
         os.write(self._fd, (line + "\n").encode(errors="surrogateescape"))

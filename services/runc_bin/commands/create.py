@@ -50,14 +50,14 @@ def make(context: Context, bundle: str, spec: Spec, console: _socket.socket | No
         systemd_cgroup=context.systemd_cgroup,
         notify=notify,
     )
-    with launch.pidfd_receiver(context) as send_pidfd:
-        record = create.create(context.root, container_id, spec, options, warn=log.warn)
-        try:
-            launch.write_pid_file(pid_file, record.init_process_pid)
-            send_pidfd(record.init_process_pid, b"standard")
-        except (OSError, BuoyError):
-            container.delete(context.root, container_id, force=True, warn=log.warn)
-            raise
+    pidfd_receiver = launch.pidfd_receiver(context)
+    record = create.create(context.root, container_id, spec, options, warn=log.warn)
+    try:
+        launch.write_pid_file(pid_file, record.init_process_pid)
+        launch.send_pidfd(pidfd_receiver, record.init_process_pid, b"standard")
+    except (OSError, BuoyError):
+        container.delete(context.root, container_id, force=True, warn=log.warn)
+        raise
     crashpoint("runc.create.pid-written")
     return record
 
@@ -66,6 +66,9 @@ def warn_of_ignored(spec: Spec, log: Log) -> None:
     """Log what of the spec has no effect on this host, and what of its limits no kernel has any more."""
     for note in (*spec.warnings, *ignored(spec.linux.get("resources") or {})):
         log.warn(note)
+    unknown = spec.process.capabilities.unknown if spec.process else ()
+    if unknown:
+        log.warn(f"ignoring unknown or unavailable capabilities: {list(unknown)}")
 
 
 def run(context: Context, log: Log) -> int:

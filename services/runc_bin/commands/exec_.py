@@ -82,15 +82,15 @@ def run(context: Context, _log: Log) -> int:
         ignore_paused=context.given("ignore-paused"),
         cgroups=_cgroups(context),
     )
-    with launch.pidfd_receiver(context) as send_pidfd:
-        pid = exec_in.start(context.root, record, process, options)
-        try:
-            launch.write_pid_file(pid_file, pid)
-            send_pidfd(pid, b"setns")
-        except BaseException:
-            os.kill(pid, signals.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+    pidfd_receiver = launch.pidfd_receiver(context)
+    pid = exec_in.start(context.root, record, process, options)
+    try:
+        launch.write_pid_file(pid_file, pid)
+        launch.send_pidfd(pidfd_receiver, pid, b"setns")
+    except BaseException:
+        os.kill(pid, signals.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
     if console is not None and stay is None:
         console.close()
     return stay.wait(pid) if stay else 0

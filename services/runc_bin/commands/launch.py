@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import _socket
-import contextlib
 import os
-from collections.abc import Callable, Iterator
 
 from errdefs import InvalidArgument
 from linux import fds
@@ -32,29 +30,23 @@ def connect_socket(path: str) -> _socket.socket:
         return console.connect(path)
 
 
-@contextlib.contextmanager
-def pidfd_receiver(context: Context) -> Iterator[Callable[[int, bytes], None]]:
-    """A function that sends `--pidfd-socket` a descriptor of a process, with a word on what kind it is; it
-    does nothing without the flag. The connection is there before anything is made.
-    """
+def pidfd_receiver(context: Context) -> _socket.socket | None:
+    """A connection to `--pidfd-socket`, to be made before anything else is; None without the flag."""
     path = context.text("pidfd-socket")
-    if not path:
-        yield lambda _pid, _kind: None
+    return connect_socket(path) if path else None
+
+
+def send_pidfd(receiver: _socket.socket | None, pid: int, kind: bytes) -> None:
+    """Send a descriptor of a process, with a word on what kind it is, to who is to have it."""
+    if receiver is None:
         return
-    receiver = connect_socket(path)
-    try:
-        yield lambda pid, kind: _send_pidfd(receiver, pid, kind)
-    finally:
-        receiver.close()
-
-
-def _send_pidfd(receiver: _socket.socket, pid: int, kind: bytes) -> None:
     pidfd = fds.open_pidfd(pid)
     try:
         with step("unable to send the pidfd"):
             fds.send_fds(receiver, kind, [pidfd])
     finally:
         os.close(pidfd)
+        receiver.close()
 
 
 def activation() -> tuple[int, tuple[str, ...]]:

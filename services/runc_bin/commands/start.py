@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from linux import fds
@@ -29,11 +28,12 @@ def start(context: Context, record: State, log: Log) -> None:
     from runc_bin.notify_proxy import NotifyProxy
 
     container.check_startable(context.root, record)
-    with contextlib.closing(NotifyProxy(context.root, record.id, host)) as proxy:
-        pidfd = fds.open_pidfd(record.init_process_pid)
-        try:
-            container.start(context.root, record, warn=log.warn)
-            if proxy.wait(pidfd):
-                proxy.tell(record.init_process_pid, settle=True)
-        finally:
-            os.close(pidfd)
+    pidfd = fds.open_pidfd(record.init_process_pid)
+    try:
+        proxy = NotifyProxy(context.root, record.id, host)
+        container.start(context.root, record, warn=log.warn)
+        if proxy.wait(pidfd):
+            proxy.tell(record.init_process_pid, settle=True)
+        proxy.close()
+    finally:
+        os.close(pidfd)

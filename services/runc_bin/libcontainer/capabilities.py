@@ -26,24 +26,27 @@ _SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 
 
 class Capabilities(Record):
-    """Masks, bit n being capability n."""
+    """Masks, bit n being capability n; `unknown` are names of a spec that mean nothing here."""
 
     bounding: int = 0
     effective: int = 0
     permitted: int = 0
     inheritable: int = 0
     ambient: int = 0
+    unknown: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Capabilities:
-        """Check a `capabilities` object. A name that nobody knows is ignored, as the spec's runtimes do."""
+        """Check a `capabilities` object. A name that nobody knows has no effect: callers may warn of it."""
         masks: dict[str, int] = {}
+        unknown: dict[str, None] = {}
         for key in _SETS:
             names = document.get(key) or []
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise InvalidArgument(f"process.capabilities.{key} must hold strings")
             masks[key] = sum({1 << _NUMBER[name] for name in names if name in _NUMBER})
-        return cls(**masks)
+            unknown.update((name, None) for name in names if name not in _NUMBER)
+        return cls(**masks, unknown=tuple(unknown))
 
     def with_added(self, names: list[str]) -> Capabilities:
         """These and `names` in the bounding, effective and permitted sets; InvalidArgument for an unknown

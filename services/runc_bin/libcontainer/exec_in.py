@@ -239,13 +239,17 @@ def _clone(joining: Joining, first: Callable[[], None] | None) -> int:
     group = None
     if "" in manager.paths and not manager.attaches:
         group = os.open(manager.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = None
     try:
-        with scheduling.affinity(joining.process.initial_cpus):
-            pid = syscalls.clone(0, cgroup_fd=group)
-            if pid == 0:
-                _run(joining.replace(born_inside=group is not None), first)
+        if joining.process.initial_cpus is not None:
+            before = scheduling.take_cpus(joining.process.initial_cpus)
+        pid = syscalls.clone(0, cgroup_fd=group)
+        if pid == 0:
+            _run(joining.replace(born_inside=group is not None), first)
         return pid
     finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
         if group is not None:
             os.close(group)
 

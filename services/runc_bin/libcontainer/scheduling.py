@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from linux import syscalls
 
@@ -31,19 +29,12 @@ def apply(process: Process, personality: int | None) -> None:
             syscalls.personality(personality)
 
 
-@contextmanager
-def affinity(cpus: frozenset[int] | None) -> Iterator[None]:
-    """Run on these CPUs for a while, so that a child made in it does from its birth on; None: as before."""
-    if cpus is None:
-        yield
-        return
+def take_cpus(cpus: frozenset[int]) -> set[int]:
+    """Run on these CPUs, as a child made now will from its birth on; those that it was on before."""
     before = os.sched_getaffinity(0)
     with step("error setting initial CPU affinity"):
         os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+    return before
 
 
 def settle_affinity(process: Process) -> None:

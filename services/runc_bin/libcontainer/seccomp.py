@@ -212,6 +212,14 @@ def _seccomp(flags: int, program: _Program) -> int:
     return -ctypes.get_errno() if result < 0 else result
 
 
+def library_version() -> str:
+    """The version of libseccomp, as `2.5.4`; empty when it is not there."""
+    try:
+        return _Library().version_text()
+    except FailedPrecondition:
+        return ""
+
+
 class _Library:
     """The functions of libseccomp that are used; FailedPrecondition when it is not there."""
 

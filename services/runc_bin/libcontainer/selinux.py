@@ -26,11 +26,11 @@ def enabled() -> bool:
 
 def apply_exec(label: str) -> None:
     """Let the next execve(2) of this thread switch to `label`; errors as `attributes.write`."""
-    with step(f"unable to set the SELinux label {label!r}"):
+    with step(f"unable to set the SELinux label {label!r}: write `/proc/thread-self/attr/exec`"):
         attributes.write(("exec",), label)
 
 
 def label_keys(label: str) -> None:
     """Have the keyrings that this thread makes from now on labelled; empty: as the policy has it."""
-    with step(f"unable to set the SELinux label of keys {label!r}"):
+    with step(f"unable to set the SELinux label {label!r}: write `/proc/thread-self/attr/keycreate`"):
         attributes.write(("keycreate",), label)

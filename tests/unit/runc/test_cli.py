@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from errdefs import InvalidArgument
 from runc_bin import cli
+from runc_bin.__main__ import _root_and_verb
 from runc_bin.commands.kill import parse_signal
 
 
@@ -32,6 +33,63 @@ def test_conmons_create() -> None:
     )
     assert context.given("no-new-keyring")
     assert context.number("preserve-fds") == 2
+
+
+# What callers of OCI runtimes pass, from their public sources: go-runc (containerd, BuildKit), conmon and
+# libpod (podman), CRI-O.
+CALLS = """
+go-runc: --root /r --debug --log /l --log-format json state c
+go-runc: --criu /usr/sbin/criu --rootless=false list --format=json
+go-runc: --systemd-cgroup create --bundle /b --pid-file /p --console-socket /s --pidfd-socket /f c
+go-runc: create --bundle /b --no-pivot --no-new-keyring --preserve-fds 2 c
+go-runc: run --bundle /b --pid-file /p --detach --no-pivot -no-subreaper c
+go-runc: start c
+go-runc: exec --process /p.json --console-socket /s --pidfd-socket /f --detach --pid-file /p c
+go-runc: kill --all c 9
+go-runc: delete --force c
+go-runc: events --stats c
+go-runc: events --interval=7s c
+go-runc: pause c
+go-runc: resume c
+go-runc: ps --format json c
+go-runc: ps --format table c -ef
+go-runc: update --resources=- c
+go-runc: features
+go-runc: --version
+BuildKit: --root /r --log /l --log-format json run --bundle /b --keep --no-pivot --pid-file /p c
+conmon: --systemd-cgroup --root=/r --log-format=json --log=/l create --bundle /b --pid-file /p --no-pivot c
+conmon: create --bundle /b --pid-file /p --no-new-keyring --preserve-fds=1 --console-socket /s c
+conmon: --log-format=json exec --pid-file /p --process /p.json --detach --preserve-fds 1 --console-socket /s c
+libpod: --root /r --systemd-cgroup start c
+libpod: --rootless=true kill c 15
+libpod: kill --all c KILL
+libpod: update --resources /tmp/r.json c
+CRI-O: --root=/r update --resources - c
+"""
+
+
+@pytest.mark.parametrize("call", CALLS.strip().splitlines())
+def test_what_callers_pass(call: str) -> None:
+    words = call.split()[1:]
+    flags, verb, rest = cli.split(words)
+    if not verb:
+        assert flags["version"]
+        return
+    context = cli.parse_verb(verb, rest, flags)
+    assert context.args[:1] == (["c"] if context.verb.least else [])
+    defaults, _ = cli.parse_flags((*cli.GLOBAL_FLAGS, *context.verb.flags), (), None)
+    found = {**flags, **context.flags}
+    named = {word.lstrip("-").partition("=")[0] for word in words[: len(words) - len(context.args)]}
+    taken = {name for name, value in found.items() if value != defaults[name] or value == "table"}
+    assert taken == named & defaults.keys()
+
+
+def test_the_root_is_found_before_anything_is_loaded() -> None:
+    for call in CALLS.strip().splitlines():
+        words = call.split()[1:]
+        flags, verb, _ = cli.split(words)
+        root = str(flags["root"]) or "/run/buoy-runc"
+        assert _root_and_verb(words) == (root, verb), words
 
 
 def test_one_dash_short_names_and_values() -> None:
