@@ -30,7 +30,9 @@ from containerd_svc.api.leases import LeasesService
 from containerd_svc.api.namespaces import NamespacesService
 from containerd_svc.api.sandboxes import SandboxStoreService
 from containerd_svc.api.snapshots import SnapshotsService
+from containerd_svc.api.streaming import StreamingService
 from containerd_svc.api.tasks import TasksService
+from containerd_svc.api.transfer import TransferService
 from containerd_svc.api.version import VersionService
 from containerd_svc.config import Config
 from containerd_svc.containers import Container, Containers
@@ -51,6 +53,7 @@ from containerd_svc.snapshots import Snapshots
 from containerd_svc.supervisor import Supervisor
 from containerd_svc.task_rows import TaskRows
 from containerd_svc.tasks import Tasks
+from containerd_svc.transfer import Streams, Transfers
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,18 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         await snapshots.start()
         stack.push_async_callback(snapshots.close)
         collector = Collector(database, content, snapshots, events)
+        differ = Differ(content, _made(settings.root / "diff"))
+        images, held, streams = ImageStore(database, events), Leases(database), Streams()
+        transfers = Transfers(
+            streams=streams,
+            content=content,
+            images=images,
+            snapshots=snapshots,
+            held=held,
+            differ=differ,
+            place=_made(settings.root / "transfer"),
+        )
+        await transfers.start()
         disabled = settings.config.disabled
         served: dict[str, ServiceBase] = {
             "version": VersionService(importlib.metadata.version("buoy"), "buoy"),
@@ -103,10 +118,12 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
             "events": EventsService(events),
             "content": ContentService(content),
             "snapshots": SnapshotsService(snapshots),
-            "images": ImagesService(ImageStore(database, events), collector),
-            "diff": DiffService(Differ(content, _made(settings.root / "diff"))),
-            "leases": LeasesService(Leases(database), collector),
+            "images": ImagesService(images, collector),
+            "diff": DiffService(differ),
+            "leases": LeasesService(held, collector),
             "sandboxes": SandboxStoreService(Sandboxes(database)),
+            "streaming": StreamingService(streams),
+            "transfer": TransferService(transfers, streams),
             "introspection": IntrospectionService(await _identity(database), disabled),
         }
         services = [service for id_, service in served.items() if f"{GRPC}.{id_}" not in disabled]

@@ -111,6 +111,18 @@ class Leases:
 
         await self._db.write(remove)
 
+    async def end_labelled(self, label: str) -> None:
+        """End the leases of all namespaces that have a label."""
+
+        def remove(connection: sqlite3.Connection) -> None:
+            for namespace, lease_id, text in connection.execute(
+                "SELECT namespace, id, labels FROM leases"
+            ).fetchall():
+                if label in labels.load(text):
+                    connection.execute("DELETE FROM leases WHERE namespace=? AND id=?", (namespace, lease_id))
+
+        await self._db.write(remove)
+
     async def list(self, namespace: str, wanted: Sequence[str] = ()) -> list[Lease]:
         """The leases that match the filters, by id."""
         match = filters.parse(wanted)

@@ -19,12 +19,15 @@ import errdefs
 import pytest
 from launcher.busybox_image import busybox_image_tar, busybox_rootfs_tar
 from pb.containerd.services.diff.v1 import DiffRequest, DiffStub
+from pb.containerd.services.images.v1 import DeleteImageRequest, ImagesStub
 from pb.containerd.types import Mount
+from pb.containerd.types.transfer import ImageReference, ImageStore, UnpackConfiguration
 from rpc.grpc import Channel
 
 from tests.support.debian import REPO
 from tests.support.engine import DOCKER, Engine
 from tests.support.remains import remains
+from tests.support.transfer import import_image
 
 pytestmark = [pytest.mark.root, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -164,6 +167,31 @@ class Crashing:
         (self.folder / "tree").mkdir(exist_ok=True)
         self.done("layer", attempt)
 
+    def transferred(self) -> None:
+        """An archive that a client of containerd imports by the daemon."""
+
+        async def move() -> None:
+            channel = Channel(str(self.engine.state / "run/containerd.sock"), namespace="moved")
+            try:
+                store = ImageStore(
+                    extra_references=[ImageReference(name="moved", is_prefix=True, allow_overwrite=True)],
+                    unpacks=[UnpackConfiguration()],
+                )
+                await import_image(channel, (self.folder / "image.tar").read_bytes(), store)
+                name = "docker.io/library/loaded:latest"
+                await ImagesStub(channel).delete(DeleteImageRequest(name=name, sync=True))
+            finally:
+                channel.close()
+
+        def attempt() -> bool:
+            try:
+                asyncio.run(move())
+            except errdefs.BuoyError:
+                return False
+            return True
+
+        self.done("transfer", attempt)
+
     def kept(self) -> None:
         def attempt() -> bool:
             self.gone("kept")
@@ -198,6 +226,7 @@ class Crashing:
         self.background()
         self.logged()
         self.layer()
+        self.transferred()
         self.kept()
         self.restarted()
 

@@ -88,6 +88,34 @@ def images(ctr: Session) -> None:
     ctr("images rm oci:1")
 
 
+def transfers(ctr: Session) -> None:
+    """The same by the daemon's Transfer service."""
+    archive = ctr.work / "image.tar"
+    ctr.silently(f"images import --local=false --no-unpack --base-name moved --digests {archive}")
+    ctr("images ls -q")
+    ctr.silently(f"images import --local=false --index-name moved:index {archive}")
+    ctr.silently(f"images import --local=false --index-name moved:index {ctr.work}/out2.tar")
+    ctr("images ls")
+    ctr("images check")
+    ctr("content ls -q", sort=True)
+    digest = ctr.quietly("images ls name==moved:index").split("sha256:")[1].split()[0]
+    ctr(f"content get sha256:{digest}")
+    ctr("images tag --local=false moved:index moved:3 moved:4")
+    ctr("images tag --local=false nothing moved:5")
+    ctr("images ls -q")
+    ctr.silently(f"images export --local=false {ctr.work}/out4.tar {IMAGE}")
+    with tarfile.open(ctr.work / "out4.tar") as exported:
+        ctr.note("its files", 0, "\n".join(f"{each.name} {each.mode:o} {each.size}" for each in exported))
+        for name in ("index.json", "manifest.json", "oci-layout"):
+            member = exported.extractfile(name)
+            assert member is not None
+            ctr.note(name, 0, member.read().decode())
+    ctr.silently(f"images export --local=false {ctr.work}/out5.tar nothing")
+    ctr.silently("images import --local=false /dev/null")
+    names = [name for name in ctr.quietly("images ls -q").split() if name != IMAGE]
+    ctr(f"images rm {' '.join(names)}")
+
+
 def content(ctr: Session) -> None:
     """Blobs: ingest, read, labels, removal."""
     data = b"hello\n"
@@ -350,6 +378,7 @@ SECTIONS: Sequence[Section] = (
     daemon,
     content,
     images,
+    transfers,
     snapshots,
     leases,
     runs,

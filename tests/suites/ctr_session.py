@@ -69,6 +69,21 @@ class Session:
         """Add an answer that was got otherwise."""
         self.transcript.append((self._section, what, code, text))
 
+    def silently(self, line: str) -> None:
+        """Run `ctr` and note its exit code and complaint only: its progress depends on time."""
+        command = [*self._command, *shlex.split(line)]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=_SECONDS,
+            env=self._environment,
+            check=False,
+        )
+        self.note(line, done.returncode, done.stderr)
+
     def quietly(self, line: str) -> str:
         """Run `ctr` without noting what it says; its standard output."""
         return self.raw(line).decode(errors="replace")

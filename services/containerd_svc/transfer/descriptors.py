@@ -1,0 +1,99 @@
+"""Descriptors as JSON documents hold them (OCI image-spec: descriptor.md, image-index.md, manifest.md)."""
+
+from __future__ import annotations
+
+import json
+import platform as host
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import errdefs
+from pb.containerd.types import Platform
+
+from containerd_svc.content import ContentStore
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+INDEXES = (OCI_INDEX, DOCKER_INDEX)
+MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
+
+LARGEST_DOCUMENT = 20 * 1024 * 1024  # bytes of one JSON document
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+
+Descriptor = dict[str, Any]
+Children = list[tuple[str, Descriptor]]
+
+
+def this_host() -> Platform:
+    """What this host runs."""
+    machine = host.machine()
+    return Platform(os="linux", architecture=_MACHINES.get(machine, machine))
+
+
+def matches(wanted: Sequence[Platform], found: Mapping[str, Any] | None) -> bool:
+    """Whether a descriptor's platform is one of those wanted; both match everything when they are empty."""
+    if not wanted or not found:
+        return True
+    return any(
+        each.os == found.get("os")
+        and each.architecture == found.get("architecture")
+        and (not each.variant or each.variant == found.get("variant"))
+        for each in wanted
+    )
+
+
+async def document(content: ContentStore, namespace: str, descriptor: Descriptor) -> dict[str, Any]:
+    """The JSON object that a descriptor names. Raises NotFound; InvalidArgument for anything else."""
+    digest = str(descriptor.get("digest"))
+    size = (await content.info(namespace, digest)).size
+    if size > LARGEST_DOCUMENT:
+        raise errdefs.InvalidArgument(f"{digest}: {size} bytes are no manifest: invalid argument")
+    data = b"".join([piece async for _, piece in content.read(namespace, digest)])
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise errdefs.InvalidArgument(f"{digest} is no JSON object: invalid argument")
+    return found
+
+
+async def children(content: ContentStore, namespace: str, descriptor: Descriptor) -> Children:
+    """(label by which the collector finds it, descriptor) of all that an index or a manifest names.
+
+    Nothing else has any. Raises NotFound, InvalidArgument.
+    """
+    kind = descriptor.get("mediaType")
+    if kind in INDEXES:
+        listed = _list(await document(content, namespace, descriptor), "manifests")
+        return [(f"containerd.io/gc.ref.content.m.{place}", each) for place, each in enumerate(listed)]
+    if kind in MANIFESTS:
+        manifest = await document(content, namespace, descriptor)
+        config = manifest.get("config")
+        if not isinstance(config, dict):
+            raise errdefs.InvalidArgument(f"{descriptor['digest']} has no config: invalid argument")
+        layers = _list(manifest, "layers")
+        return [
+            ("containerd.io/gc.ref.content.config", config),
+            *((f"containerd.io/gc.ref.content.l.{place}", each) for place, each in enumerate(layers)),
+        ]
+    return []
+
+
+def go_json(value: object) -> bytes:
+    """JSON as Go's encoder writes it: a document that we make has the digest that containerd's has."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    for sign in "<>&":  # which only stand in strings
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text.encode()
+
+
+def _list(found: Mapping[str, Any], key: str) -> list[Descriptor]:
+    value = found.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise errdefs.InvalidArgument(f"{key} is no list of descriptors: invalid argument")
+    return value

@@ -1,0 +1,283 @@
+"""Transfers: from an archive into the store, from the store into an archive, from one name to another.
+
+Registries are no source and no destination yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import errdefs
+from linux.crashpoints import crashpoint
+from pb.containerd.types import Descriptor as DescriptorMessage
+from pb.containerd.types.transfer import (
+    ImageExportStream,
+    ImageImportStream,
+    ImageStore,
+    Progress,
+    UnpackConfiguration,
+)
+
+from containerd_svc import leases
+from containerd_svc.content import ContentStore
+from containerd_svc.diff import Differ
+from containerd_svc.images import Image, Target
+from containerd_svc.images import ImageStore as Images
+from containerd_svc.snapshots import Snapshots
+from containerd_svc.transfer import naming
+from containerd_svc.transfer.archive import Exporter, Importer
+from containerd_svc.transfer.descriptors import (
+    MANIFESTS,
+    Children,
+    Descriptor,
+    children,
+    document,
+    matches,
+    this_host,
+)
+from containerd_svc.transfer.streams import Sender, Stream, Streams, received
+
+_LASTS = datetime.timedelta(hours=24)  # as containerd's own leases of a transfer
+_SNAPSHOTTER = "overlayfs"
+_OWN_LEASE = "dev.buoy.transfer"
+
+Tell = Callable[[Progress], Awaitable[None]]
+
+
+class Transfers:
+    """What is transferred is held by the caller's lease, or by one of the transfer's own until its end."""
+
+    def __init__(
+        self,
+        *,
+        streams: Streams,
+        content: ContentStore,
+        images: Images,
+        snapshots: Snapshots,
+        held: leases.Leases,
+        differ: Differ,
+        place: Path,
+    ) -> None:
+        self._streams = streams
+        self._content = content
+        self._images = images
+        self._snapshots = snapshots
+        self._leases = held
+        self._differ = differ
+        self._importer = Importer(content, place)
+        self._exporter = Exporter(content)
+
+    async def start(self) -> None:
+        """End the leases of transfers that died with the process before."""
+        await self._leases.end_labelled(_OWN_LEASE)
+
+    async def load(
+        self, namespace: str, source: ImageImportStream, store: ImageStore, tell: Tell, lease: str
+    ) -> None:
+        """Import an archive: blobs, unpacked layers, then the names that `store` wants."""
+        if source.force_compress:
+            raise errdefs.NotImplementedHere("compressing blobs on import is not supported: not implemented")
+        with self._using(namespace, source.stream) as stream:
+            async with self._held(namespace, lease) as holder:
+                await tell(Progress(event="Importing"))
+                index = await self._importer.read(namespace, received(stream), holder)
+                crashpoint("transfer.blobs-stored")
+                manifests = await self._walk(namespace, index, store)
+                for wanted in store.unpacks:
+                    await self._unpack(namespace, manifests, wanted, holder)
+                crashpoint("transfer.unpacked")
+                named = [(index, naming.names_of_whole(store))]
+                for manifest in manifests:
+                    annotations = manifest.get("annotations") or {}
+                    names = naming.names_in_index(store, manifest["digest"], annotations)
+                    named.append((manifest, names))
+                for descriptor, names in named:
+                    for name in names:
+                        await self._store(namespace, name, descriptor, store, holder)
+                        await tell(Progress(event="saved", name=name, desc=_message(descriptor)))
+                await tell(Progress(event="Completed import"))
+
+    async def save(
+        self, namespace: str, store: ImageStore, target: ImageExportStream, tell: Tell, lease: str
+    ) -> None:
+        """Export the images that `store` names."""
+        if any(each.is_prefix for each in store.extra_references):
+            raise errdefs.NotImplementedHere("prefix lookup on export not implemented: not implemented")
+        with self._using(namespace, target.stream) as stream:
+            async with self._held(namespace, lease):
+                await tell(Progress(event="Exporting"))
+                names = naming.names_of_whole(store)
+                images = [await self._images.get(namespace, name) for name in names]
+                sender = Sender(stream)
+                async for data in self._exporter.write(namespace, images, target):
+                    await sender.write(data)
+                await tell(Progress(event="Completed export"))
+
+    async def tag(self, namespace: str, source: ImageStore, target: ImageStore, lease: str) -> None:
+        """Give an image other names."""
+        image = await self._images.get(namespace, source.name)
+        descriptor = {
+            "mediaType": image.target.media_type,
+            "digest": image.target.digest,
+            "size": image.target.size,
+            "annotations": image.target.annotations,
+        }
+        names = naming.names_of_whole(target)
+        if not names:
+            raise errdefs.NotFound("no image name found: not found")
+        async with self._held(namespace, lease) as holder:
+            for name in names:
+                await self._store(namespace, name, descriptor, target, holder)
+
+    async def echo(self, namespace: str, source: ImageImportStream, target: ImageExportStream) -> None:
+        """Send an archive back as it comes: for those who test streams."""
+        with (
+            self._using(namespace, source.stream) as incoming,
+            self._using(namespace, target.stream) as outgoing,
+        ):
+            sender = Sender(outgoing)
+            async for data in received(incoming):
+                await sender.write(data)
+
+    # Parts.
+
+    @contextlib.contextmanager
+    def _using(self, namespace: str, name: str) -> Iterator[Stream]:
+        stream = self._streams.get(namespace, name)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    @contextlib.asynccontextmanager
+    async def _held(self, namespace: str, lease: str) -> AsyncIterator[str]:
+        if lease:
+            yield lease
+            return
+        own = f"transfer-{secrets.token_hex(8)}"
+        ends = datetime.datetime.now(datetime.UTC) + _LASTS
+        marked = {leases.EXPIRES: ends.strftime("%Y-%m-%dT%H:%M:%SZ"), _OWN_LEASE: "true"}
+        await self._leases.create(namespace, own, marked)
+        try:
+            yield own
+        finally:
+            with contextlib.suppress(errdefs.NotFound):
+                await self._leases.delete(namespace, own)
+
+    async def _walk(self, namespace: str, index: Descriptor, store: ImageStore) -> list[Descriptor]:
+        """Label all that is reachable, so that the collector keeps it; the manifests that `store` takes.
+
+        Raises NotFound for content that the archive lacks.
+        """
+        listed = [
+            each
+            for label, each in await children(self._content, namespace, index)
+            if matches(store.platforms, each.get("platform"))
+        ]
+        numbered = [(f"containerd.io/gc.ref.content.m.{place}", each) for place, each in enumerate(listed)]
+        await self._label(namespace, index, numbered)
+        found, seen = list(listed), set()
+        waiting = list(listed)
+        while waiting:
+            descriptor = waiting.pop()
+            if descriptor["digest"] in seen:
+                continue
+            seen.add(descriptor["digest"])
+            below = await children(self._content, namespace, descriptor)
+            for _, each in below:
+                await self._content.info(namespace, str(each.get("digest")))
+            await self._label(namespace, descriptor, below)
+            waiting += [each for _, each in below]
+        return found
+
+    async def _label(self, namespace: str, descriptor: Descriptor, below: Children) -> None:
+        if below:
+            wanted = {label: str(each["digest"]) for label, each in below}
+            paths = [f"labels.{label}" for label in wanted]
+            await self._content.update(namespace, descriptor["digest"], wanted, paths)
+
+    async def _unpack(
+        self, namespace: str, manifests: list[Descriptor], wanted: UnpackConfiguration, lease: str
+    ) -> None:
+        """Make snapshots of the layers of the manifests that are for a platform of this host."""
+        platform = wanted.platform or this_host()
+        snapshotter = wanted.snapshotter or _SNAPSHOTTER
+        for manifest in manifests:
+            if manifest["mediaType"] not in MANIFESTS or not matches([platform], manifest.get("platform")):
+                continue
+            (_, config), *layers = await children(self._content, namespace, manifest)
+            rootfs = (await document(self._content, namespace, config)).get("rootfs")
+            diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+            if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):
+                raise errdefs.InvalidArgument(
+                    f"number of layers and diffIDs don't match: {len(layers)}: invalid argument"
+                )
+            top = ""
+            for (_, layer), diff_id in zip(layers, map(str, diff_ids), strict=True):
+                top = await self._unpack_layer(namespace, snapshotter, layer, diff_id, top, lease)
+            label = f"containerd.io/gc.ref.snapshot.{snapshotter}"
+            if top:
+                await self._content.update(namespace, config["digest"], {label: top}, [f"labels.{label}"])
+
+    async def _unpack_layer(
+        self, namespace: str, snapshotter: str, layer: Descriptor, diff_id: str, parent: str, lease: str
+    ) -> str:
+        """The name of the committed snapshot that shows the layer on `parent` (OCI image-spec, config.md:
+        ChainID)."""
+        chain_id = diff_id
+        if parent:
+            chain_id = f"sha256:{hashlib.sha256(f'{parent} {diff_id}'.encode()).hexdigest()}"
+        with contextlib.suppress(errdefs.NotFound):
+            await self._snapshots.stat(namespace, snapshotter, chain_id)
+            await self._leases.add_resource(namespace, lease, f"snapshots/{snapshotter}", chain_id)
+            return chain_id
+        key = f"extract-{secrets.token_hex(8)} {chain_id}"
+        mounts = await self._snapshots.prepare(namespace, snapshotter, key, parent, lease=lease)
+        try:
+            applied = await self._differ.apply(namespace, layer["mediaType"], layer["digest"], mounts)
+            if applied.digest != diff_id:
+                raise errdefs.InvalidArgument(
+                    f"wrong diff id calculated on extraction {applied.digest} of {layer['digest']}: "
+                    "invalid argument"
+                )
+            await self._snapshots.commit(namespace, snapshotter, chain_id, key, lease=lease)
+        except BaseException as error:
+            with contextlib.suppress(errdefs.NotFound):
+                await self._snapshots.remove(namespace, snapshotter, key)
+            if not isinstance(error, errdefs.AlreadyExists):  # somebody else has just made it
+                raise
+        uncompressed = "containerd.io/uncompressed"
+        await self._content.update(
+            namespace, layer["digest"], {uncompressed: diff_id}, [f"labels.{uncompressed}"]
+        )
+        return chain_id
+
+    async def _store(
+        self, namespace: str, name: str, descriptor: Descriptor, store: ImageStore, lease: str
+    ) -> None:
+        """Make or move a name."""
+        target = Target(
+            descriptor["mediaType"],
+            descriptor["digest"],
+            int(descriptor["size"]),
+            dict(descriptor.get("annotations") or {}),
+        )
+        image = Image(name, target, dict(store.labels))
+        try:
+            await self._images.create(namespace, image, lease=lease)
+        except errdefs.AlreadyExists:
+            await self._images.update(namespace, image, [])
+
+
+def _message(descriptor: Descriptor) -> DescriptorMessage:
+    return DescriptorMessage(
+        media_type=descriptor["mediaType"],
+        digest=descriptor["digest"],
+        size=int(descriptor["size"]),
+        annotations=dict(descriptor.get("annotations") or {}),
+    )

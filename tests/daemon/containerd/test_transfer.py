@@ -1,0 +1,153 @@
+"""Images in and out by the Transfer service, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import errdefs
+import pytest
+from launcher.busybox_image import busybox_image_tar
+from pb.containerd.services.content.v1 import ContentStub, ListContentRequest, ListStatusesRequest
+from pb.containerd.services.images.v1 import DeleteImageRequest, GetImageRequest, ImagesStub
+from pb.containerd.services.leases.v1 import LeasesStub, ListRequest
+from pb.containerd.services.snapshots.v1 import ListSnapshotsRequest, SnapshotsStub
+from pb.containerd.types.transfer import (
+    Data,
+    ImageExportStream,
+    ImageImportStream,
+    ImageReference,
+    ImageStore,
+    UnpackConfiguration,
+)
+from rpc.grpc import Channel
+
+from tests.daemon.containerd.world import World
+from tests.support.transfer import export_image, import_image, opened, packed, receive, send, transfer
+
+pytestmark = pytest.mark.root
+
+NAME = "docker.io/library/moved:1"
+ANY = [ImageReference(name="import", is_prefix=True, allow_overwrite=True)]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path: Path = tmp_path_factory.mktemp("archive") / "image.tar"
+    busybox_image_tar(path, "moved:1")
+    return path.read_bytes()
+
+
+async def holds_nothing(channel: Channel) -> bool:
+    """No blob, no ingest, no snapshot, no lease."""
+    content = ContentStub(channel)
+    blobs = [info async for page in content.list(ListContentRequest()) for info in page.info]
+    ingests = (await content.list_statuses(ListStatusesRequest())).statuses
+    snapshots = SnapshotsStub(channel).list(ListSnapshotsRequest(snapshotter="overlayfs"))
+    found = [info async for page in snapshots for info in page.info]
+    leases = (await LeasesStub(channel).list(ListRequest())).leases
+    return not (blobs or ingests or found or leases)
+
+
+async def test_an_image_goes_in_and_comes_out_again(world: World, archive: bytes) -> None:
+    store = ImageStore(extra_references=ANY, unpacks=[UnpackConfiguration()], labels={"a": "b"})
+    events = await import_image(world.channel, archive, store)
+    assert events == ["Importing", "saved", "Completed import"]
+    images = ImagesStub(world.channel)
+    image = (await images.get(GetImageRequest(name=NAME))).image
+    assert image is not None
+    assert image.labels == {"a": "b"}
+    snapshots = SnapshotsStub(world.channel).list(ListSnapshotsRequest(snapshotter="overlayfs"))
+    assert [len(page.info) async for page in snapshots] == [1]
+    await transfer(world.channel, ImageStore(name=NAME), ImageStore(name="other:2"))
+    exported = await export_image(world.channel, ImageStore(name="other:2"))
+    with tarfile.open(fileobj=io.BytesIO(exported)) as tar:
+        manifest = tar.extractfile("manifest.json")
+        assert manifest is not None
+        assert json.load(manifest)[0]["RepoTags"] == ["other:2"]
+    for name in (NAME, "other:2"):
+        await images.delete(DeleteImageRequest(name=name, sync=True))
+    assert await holds_nothing(world.channel)
+    # What came out goes in again, by its OCI layout.
+    await import_image(world.channel, exported, ImageStore(extra_references=ANY))
+    again = (await images.get(GetImageRequest(name="other:2"))).image
+    assert again is not None
+    assert again.target is not None
+    assert image.target is not None
+    assert again.target.digest == image.target.digest
+
+
+async def test_bytes_come_back_as_they_went(world: World) -> None:
+    data = bytes(range(256)) * 1000
+    async with opened(world.channel, "in") as incoming, opened(world.channel, "out") as outgoing:
+        moving = asyncio.create_task(
+            transfer(world.channel, ImageImportStream(stream="in"), ImageExportStream(stream="out"))
+        )
+        receiving = asyncio.create_task(receive(outgoing, allowed=1000))
+        await send(incoming, data)
+        await moving
+        assert await receiving == data
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda data: b"", "unrecognized image format"),
+        (lambda data: data[: len(data) // 2], "unexpected EOF"),
+        (lambda data: b"x" * 2000, "archive/tar"),
+        (lambda data: data.replace(b'"Layers"', b'"Loyers"'), None),
+    ],
+)
+async def test_a_damaged_archive_leaves_nothing(
+    world: World, archive: bytes, damage: object, error: str | None
+) -> None:
+    assert callable(damage)
+    store = ImageStore(extra_references=ANY, unpacks=[UnpackConfiguration()])
+    with pytest.raises(errdefs.InvalidArgument, match=error):
+        await import_image(world.channel, damage(archive), store)
+    # What no lease holds any more goes with the next removal.
+    with pytest.raises(errdefs.NotFound):
+        await ImagesStub(world.channel).delete(DeleteImageRequest(name=NAME, sync=True))
+
+
+async def test_what_is_refused(world: World) -> None:
+    store = ImageStore(name=NAME)
+    with pytest.raises(errdefs.NotFound, match='stream "nowhere": not found'):
+        await transfer(world.channel, ImageImportStream(stream="nowhere"), store)
+    with pytest.raises(errdefs.NotImplementedHere, match="pulled and pushed by clients"):
+        await transfer(world.channel, Data(data=b"a registry's message"), store)
+    with pytest.raises(errdefs.NotFound):
+        await transfer(world.channel, store, ImageStore(name="new"))
+    async with opened(world.channel, "one"):
+        with pytest.raises(errdefs.AlreadyExists):
+            async with opened(world.channel, "one"):
+                pass
+        # Another namespace's streams are out of reach.
+        other = Channel(world.address, namespace="other")
+        with pytest.raises(errdefs.NotFound):
+            await transfer(other, ImageImportStream(stream="one"), store)
+        other.close()
+    async with opened(world.channel, "flood") as stream:
+        moving = asyncio.create_task(transfer(world.channel, ImageImportStream(stream="flood"), store))
+        await stream.recv_message()
+        await stream.send_message(packed(Data(data=bytes(70_000))))
+        with pytest.raises(errdefs.InvalidArgument, match="more bytes than the window allows"):
+            await moving
+
+
+async def test_a_client_that_goes_away_ends_its_transfer(world: World, archive: bytes) -> None:
+    client = Channel(world.address, namespace="moby")
+    with contextlib.suppress(errdefs.Unavailable):  # its own
+        async with opened(client, "gone") as stream:
+            source = ImageImportStream(stream="gone")
+            moving = asyncio.create_task(transfer(world.channel, source, ImageStore(extra_references=ANY)))
+            await stream.recv_message()
+            await stream.send_message(packed(Data(data=archive[:30_000])))
+            client.close()
+    with pytest.raises(errdefs.Unavailable):
+        await asyncio.wait_for(moving, 10)
+    assert await holds_nothing(world.channel)
