@@ -1,7 +1,11 @@
-"""`features`: what is supported, in the form of the runtime spec's features.md."""
+"""`features`: what is supported, in the form of the runtime spec's features.md and features-linux.md.
+
+All lists are the tables that the readers of a spec go by.
+"""
 
 from __future__ import annotations
 
+from runc_bin import cli, dispatch
 from runc_bin.cli import Context
 from runc_bin.document import render_indented
 from runc_bin.libcontainer import capabilities, mount_options, seccomp, spec, state
@@ -27,17 +31,28 @@ def run(_context: Context, _log: Log) -> int:
             "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
                 "enabled": True,
-                "actions": list(seccomp.ACTIONS),
-                "operators": list(seccomp.OPERATORS),
-                "archs": list(seccomp.ARCHITECTURES),
-                "knownFlags": list(seccomp.FLAGS),
-                "supportedFlags": list(seccomp.FLAGS),
+                "actions": sorted(seccomp.ACTIONS),
+                "operators": sorted(seccomp.OPERATORS),
+                "archs": sorted(seccomp.ARCHITECTURES),
+                "knownFlags": sorted(seccomp.FLAGS),
+                "supportedFlags": sorted(seccomp.supported_flags()),
             },
             "apparmor": {"enabled": True},
-            "selinux": {"enabled": False},
+            "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": True}},
         },
+        "annotations": _annotations(),
     }
     emit(render_indented(document, 4) + "\n")
     return 0
+
+
+def _annotations() -> dict[str, str]:
+    """Names are those that runc and crun use too, but for our own version."""
+    found = {
+        "dev.buoy.runc-bin.version": dispatch.VERSION,
+        "org.opencontainers.runc.checkpoint.enabled": "true" if "checkpoint" in cli.VERBS else "false",
+    }
+    library = seccomp.library_version()
+    return {**found, "io.github.seccomp.libseccomp.version": library} if library else found

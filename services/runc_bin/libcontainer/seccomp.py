@@ -203,12 +203,24 @@ def install_with_listener(program: bytes, flags: Collection[str] | None = None) 
     return result
 
 
-def _seccomp(flags: int, program: _Program) -> int:
+def supported_flags() -> list[str]:
+    """Those of FLAGS that the running kernel knows: it looks at them before it reads a program."""
+    if _SYSCALL is None:
+        return []
+    found = []
+    for name, flag in FLAGS.items():
+        asked = flag | _NEW_LISTENER if flag == _WAIT_KILLABLE else flag
+        if _seccomp(asked, None) == -errno.EFAULT:
+            found.append(name)
+    return found
+
+
+def _seccomp(flags: int, program: _Program | None) -> int:
     """seccomp(2); minus errno on an error."""
     if _SYSCALL is None:
         raise FailedPrecondition("seccomp is not known for this architecture")
     arguments = (ctypes.c_long(_SYSCALL), ctypes.c_ulong(_SET_MODE_FILTER), ctypes.c_ulong(flags))
-    result = int(_libc.syscall(*arguments, ctypes.byref(program)))
+    result = int(_libc.syscall(*arguments, ctypes.byref(program) if program is not None else None))
     return -ctypes.get_errno() if result < 0 else result
 
 
