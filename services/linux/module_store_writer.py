@@ -108,6 +108,8 @@ def _strip(tree: ast.Module) -> None:
             continue
         if isinstance(node, ast.ImportFrom) and node.module in _NAMES_ONLY:
             node.names = [name for name in node.names if (name.asname or name.name) in used]
+            if node.module == "collections.abc":
+                node.module = "_collections_abc"  # the same, without all of `collections`
         elif isinstance(node, ast.Import):
             node.names = [
                 name

@@ -8,11 +8,11 @@ aarch64.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
-from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_uint64, c_ulong
 from typing import Any
+
+from linux.libc import Int, Long, Text, UInt, ULong, function, get_errno, output, python_function
 
 StrPath = str | bytes
 
@@ -79,27 +79,13 @@ _NR = {
     "mount_setattr": 442,
 }
 
-_libc = ctypes.CDLL(None, use_errno=True)
-# The clone call keeps the interpreter lock: the child must own it when it comes back.
-_pylibc = ctypes.PyDLL(None, use_errno=True)
 
-
-def _function(name: str, *argtypes: Any) -> Any:
-    function = _libc[name]
-    function.argtypes = argtypes
-    function.restype = c_int
-    return function
-
-
-def _syscall(name: str, *argtypes: Any, library: ctypes.CDLL = _libc) -> Any:
-    function = library["syscall"]
-    function.argtypes = (c_long, *argtypes)
-    function.restype = c_long
-    return function
+def _syscall(*arguments: Any) -> Any:
+    return function("syscall", Long, Long, *arguments)
 
 
 def _raise(*paths: StrPath) -> None:
-    number = ctypes.get_errno()
+    number = get_errno()
     names = [os.fsdecode(path) for path in paths if path]
     raise OSError(number, os.strerror(number), *names[:1])
 
@@ -108,35 +94,42 @@ def _path(path: StrPath) -> bytes:
     return path if isinstance(path, bytes) else os.fsencode(path)
 
 
-_mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
-_umount2 = _function("umount2", c_char_p, c_int)
-_unshare = _function("unshare", c_int)
-_setns = _function("setns", c_int, c_int)
-_sethostname = _function("sethostname", c_char_p, c_size_t)
-_setdomainname = _function("setdomainname", c_char_p, c_size_t)
-_prctl = _function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
-_personality = _function("personality", c_ulong)
-_statfs = _function("statfs", c_char_p, c_char_p)
-_fstatfs = _function("fstatfs", c_int, c_char_p)
-_faccessat = _function("faccessat", c_int, c_char_p, c_int, c_int)
-_clone3 = _syscall("clone3", c_char_p, c_size_t, library=_pylibc)
-_pivot_root = _syscall("pivot_root", c_char_p, c_char_p)
-_capget = _syscall("capget", c_char_p, c_char_p)
-_capset = _syscall("capset", c_char_p, c_char_p)
-_keyctl = _syscall("keyctl", c_int, c_ulong, c_ulong, c_ulong)
-_keyctl_name = _syscall("keyctl", c_int, c_char_p)
-_keyctl_buffer = _syscall("keyctl", c_int, c_long, c_char_p, c_size_t)
-_ioprio_set = _syscall("ioprio_set", c_int, c_int, c_int)
-_sched_setattr = _syscall("sched_setattr", c_int, c_char_p, c_uint)
-_open_tree = _syscall("open_tree", c_int, c_char_p, c_uint)
-_move_mount = _syscall("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint)
-_fsopen = _syscall("fsopen", c_char_p, c_uint)
-_fsconfig = _syscall("fsconfig", c_int, c_uint, c_char_p, c_char_p, c_int)
-_fsmount = _syscall("fsmount", c_int, c_uint, c_uint)
-_pidfd_getfd = _syscall("pidfd_getfd", c_int, c_int, c_uint)
-_close_range = _syscall("close_range", c_uint, c_uint, c_uint)
-_openat2 = _syscall("openat2", c_int, c_char_p, c_char_p, c_size_t)
-_mount_setattr = _syscall("mount_setattr", c_int, c_char_p, c_uint, c_char_p, c_size_t)
+_mount = function("mount", Int, Text, Text, Text, ULong, Text)
+_umount2 = function("umount2", Int, Text, Int)
+_unshare = function("unshare", Int, Int)
+_setns = function("setns", Int, Int, Int)
+_sethostname = function("sethostname", Int, Text, ULong)
+_setdomainname = function("setdomainname", Int, Text, ULong)
+_prctl = function("prctl", Int, Int, ULong, ULong, ULong, ULong)
+_prlimit = function("prlimit", Int, Int, Int, Text, Text)
+_inotify_init = function("inotify_init1", Int, Int)
+_inotify_add_watch = function("inotify_add_watch", Int, Int, Text, UInt)
+_personality = function("personality", Int, ULong)
+_statfs = function("statfs", Int, Text, Text)
+_fstatfs = function("fstatfs", Int, Int, Text)
+_faccessat = function("faccessat", Int, Int, Text, Int, Int)
+# The clone call keeps the interpreter lock: the child must own it when it comes back.
+_clone3 = python_function("syscall", Long, Long, Text, ULong)
+_before_fork = python_function("PyOS_BeforeFork", None)
+_after_fork_in_child = python_function("PyOS_AfterFork_Child", None)
+_after_fork_in_parent = python_function("PyOS_AfterFork_Parent", None)
+_pivot_root = _syscall(Text, Text)
+_capget = _syscall(Text, Text)
+_capset = _syscall(Text, Text)
+_keyctl = _syscall(Int, ULong, ULong, ULong)
+_keyctl_name = _syscall(Int, Text)
+_keyctl_buffer = _syscall(Int, Long, Text, ULong)
+_ioprio_set = _syscall(Int, Int, Int)
+_sched_setattr = _syscall(Int, Text, UInt)
+_open_tree = _syscall(Int, Text, UInt)
+_move_mount = _syscall(Int, Text, Int, Text, UInt)
+_fsopen = _syscall(Text, UInt)
+_fsconfig = _syscall(Int, UInt, Text, Text, Int)
+_fsmount = _syscall(Int, UInt, UInt)
+_pidfd_getfd = _syscall(Int, Int, UInt)
+_close_range = _syscall(UInt, UInt, UInt)
+_openat2 = _syscall(Int, Text, Text, ULong)
+_mount_setattr = _syscall(Int, Text, UInt, Text, ULong)
 
 
 def mount(source: StrPath, target: StrPath, fstype: StrPath, flags: int, data: StrPath = "") -> None:
@@ -175,14 +168,13 @@ def clone(flags: int, *, cgroup_fd: int | None = None) -> int:
         flags |= CLONE_INTO_CGROUP
     exit_signal = 0 if flags & CLONE_PARENT else SIGCHLD  # a sibling has the caller's
     arguments = struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup_fd or 0)
-    api = ctypes.pythonapi
-    api.PyOS_BeforeFork()
+    _before_fork()
     pid = int(_clone3(_NR["clone3"], arguments, len(arguments)))
     if pid == 0:
-        api.PyOS_AfterFork_Child()
+        _after_fork_in_child()
         return 0
-    number = ctypes.get_errno()
-    api.PyOS_AfterFork_Parent()
+    number = get_errno()
+    _after_fork_in_parent()
     if pid < 0:
         raise OSError(number, os.strerror(number))
     return pid
@@ -216,6 +208,33 @@ def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     return result
 
 
+def prlimit(pid: int, number: int, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
+    """prlimit(2): the former (soft, hard) limit `number` (RLIMIT_*) of a process (0: this one), which gets
+    the `wanted` one. 2^64-1 is no limit.
+    """
+    former = output(16)
+    if _prlimit(pid, number, None if wanted is None else struct.pack("=2Q", *wanted), former) < 0:
+        _raise()
+    soft, hard = struct.unpack("=2Q", former)
+    return soft, hard
+
+
+def inotify_init(flags: int) -> int:
+    """inotify_init1(2): a descriptor to add watches to; `flags` are O_CLOEXEC and O_NONBLOCK."""
+    fd = int(_inotify_init(flags))
+    if fd < 0:
+        _raise()
+    return fd
+
+
+def inotify_add_watch(fd: int, path: StrPath, mask: int) -> int:
+    """inotify_add_watch(2); `mask` are IN_*. Returns the number of the watch."""
+    number = int(_inotify_add_watch(fd, _path(path), mask))
+    if number < 0:
+        _raise(path)
+    return number
+
+
 def personality(persona: int) -> int:
     """personality(2); returns the former one."""
     result = int(_personality(persona))
@@ -229,7 +248,7 @@ _CAP_VERSION_3 = 0x20080522
 
 def capget() -> tuple[int, int, int]:
     """The (effective, permitted, inheritable) masks of this process; capget(2)."""
-    data = ctypes.create_string_buffer(24)
+    data = output(24)
     if _capget(_NR["capget"], struct.pack("=Ii", _CAP_VERSION_3, 0), data) < 0:
         _raise()
     e0, p0, i0, e1, p1, i1 = struct.unpack("=6I", data.raw)
@@ -262,11 +281,12 @@ def join_session_keyring(name: str) -> int:
 
 def describe_key(serial: int) -> str:
     """`type;uid;gid;perm;description` of a key; KEYCTL_DESCRIBE of keyctl(2)."""
-    buffer = ctypes.create_string_buffer(4096)
+    buffer = output(4096)
     size = int(_keyctl_buffer(_NR["keyctl"], KEYCTL_DESCRIBE, serial, buffer, len(buffer)))
     if size < 0:
         _raise()
-    return buffer.value.decode(errors="replace")
+    text: bytes = buffer.value
+    return text.decode(errors="replace")
 
 
 def set_key_permissions(serial: int, permissions: int) -> None:
@@ -381,8 +401,8 @@ def check_access(path: StrPath, mode: int) -> None:
 
 def filesystem_type(target: StrPath | int) -> int:
     """The magic number (f_type) of the file system that a path or descriptor lies on; statfs(2)."""
-    buffer = ctypes.create_string_buffer(256)
+    buffer = output(256)
     result = _fstatfs(target, buffer) if isinstance(target, int) else _statfs(_path(target), buffer)
     if result < 0:
         _raise(*(() if isinstance(target, int) else (target,)))
-    return int(c_uint64.from_buffer(buffer).value)
+    return int(struct.unpack_from("=Q", buffer)[0])

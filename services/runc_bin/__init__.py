@@ -17,5 +17,8 @@ def load_quick() -> None:
     """Import what the verbs that engines call for each container need, on any host, and nothing else."""
     for name in ("create", "delete", "exec_", "kill", "run", "start", "state"):
         __import__(f"runc_bin.commands.{name}")
-    for name in ("__main__", "dispatch", "libcontainer.cgroups.v1", "libcontainer.cgroups.v2"):
+    for name in (
+        *("__main__", "dispatch"),
+        *("libcontainer.cgroups.v1", "libcontainer.cgroups.v2", "libcontainer.seccomp"),
+    ):
         __import__(f"runc_bin.{name}")

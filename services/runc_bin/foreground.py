@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import _socket
-import array
-import contextlib
 import fcntl
 import os
 import select
-import termios
-import tty
 from collections.abc import Callable, Iterator
 
 from errdefs import BuoyError
 from linux import fds, signals, syscalls
 
+from runc_bin import contexts
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runc_bin.notify_proxy import NotifyProxy
 
+# include/uapi/asm-generic/ioctls.h: our own terminal's size, the container's
+_TIOCGWINSZ, _TIOCSWINSZ = 0x5413, 0x5414
 _NOT_PASSED_ON = frozenset(
     (signals.SIGCHLD, signals.SIGPIPE, signals.SIGURG, signals.SIGKILL, signals.SIGSTOP)
 )
@@ -36,12 +36,15 @@ class Foreground:
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         signals.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in signals.valid_signals() - _NOT_PASSED_ON:
-            with contextlib.suppress(OSError, ValueError):  # libc keeps a few for itself
+            with contexts.suppress(OSError, ValueError):  # libc keeps a few for itself
                 signals.signal(number, _note)
         signals.signal(signals.SIGCHLD, _note)
 
     def console(self) -> _socket.socket:
         """The socket that the master of the process's terminal is to be sent to."""
+        import termios  # noqa: F401 - `wait` needs them, when nothing can be loaded any more
+        import tty  # noqa: F401
+
         self._terminal = _socket.socketpair()
         return self._terminal[1]
 
@@ -127,7 +130,7 @@ class Foreground:
             if number == signals.SIGWINCH and master is not None:
                 _copy_size(master)
             elif number not in _NOT_PASSED_ON:
-                with contextlib.suppress(ProcessLookupError):
+                with contexts.suppress(ProcessLookupError):
                     os.kill(pid, number)
             elif number == signals.SIGCHLD:
                 _reap_orphans(pid)
@@ -167,17 +170,19 @@ def _copy(source: int, destination: int) -> bool:
 
 def _copy_size(master: int) -> None:
     """Give the terminal the size of ours, if we have one."""
-    size = array.array("H", [0, 0, 0, 0])
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(0, termios.TIOCGWINSZ, size)
-        fcntl.ioctl(master, termios.TIOCSWINSZ, size)
+    with contexts.suppress(OSError):
+        size = fcntl.ioctl(0, _TIOCGWINSZ, bytes(8))
+        fcntl.ioctl(master, _TIOCSWINSZ, size)
 
 
-@contextlib.contextmanager
+@contexts.contextmanager
 def _raw_terminal(master: int | None) -> Iterator[None]:
     if master is None or not os.isatty(0):
         yield
         return
+    import termios
+    import tty
+
     before = termios.tcgetattr(0)
     tty.setraw(0)
     try:

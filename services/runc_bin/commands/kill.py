@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from errdefs import FailedPrecondition, InvalidArgument
 from linux import signals
 
+from runc_bin import contexts
 from runc_bin.cli import Context
 from runc_bin.libcontainer import container, state
 from runc_bin.log import Log
@@ -33,6 +32,6 @@ def run(context: Context, _log: Log) -> int:
     number = parse_signal(context.args[1] if len(context.args) > 1 else "SIGTERM")
     record = state.load_state(context.root, context.args[0])
     everyone = context.given("all")
-    with contextlib.suppress(FailedPrecondition) if everyone else contextlib.nullcontext():
+    with contexts.suppress(*((FailedPrecondition,) if everyone else ())):
         container.kill(record, number, everyone=everyone)
     return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from errdefs import BuoyError, InvalidArgument
 
+from runc_bin import contexts
 from runc_bin.cli import Context
 from runc_bin.commands import launch
 from runc_bin.commands.create import make, read_bundle, warn_of_ignored
@@ -40,7 +40,7 @@ def run(context: Context, log: Log) -> int:
         code = stay.wait(record.init_process_pid)
     except BaseException:
         container.delete(context.root, record.id, force=True, warn=log.warn)
-        with contextlib.suppress(ChildProcessError):
+        with contexts.suppress(ChildProcessError):
             os.waitpid(record.init_process_pid, 0)
         raise
     if not context.given("keep"):

@@ -7,11 +7,9 @@ See CVE-2025-52565 for why the slave is bound by descriptor and not by name.
 from __future__ import annotations
 
 import _socket
-import array  # noqa: F401 - sending descriptors needs it, and then nothing is loaded any more
 import fcntl
 import os
 import struct
-import termios
 
 from errdefs import FailedPrecondition, InvalidArgument
 from linux import fds, syscalls
@@ -20,6 +18,9 @@ from linux import mounts as m
 from runc_bin.libcontainer import paths
 from runc_bin.libcontainer.failures import step
 
+# include/uapi/asm-generic/ioctls.h
+_TIOCSCTTY = 0x540E
+_TIOCSWINSZ = 0x5414
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 _PTMX = os.makedev(5, 2)
@@ -59,7 +60,7 @@ def open_pair(root_fd: int, size: tuple[int, int] | None) -> tuple[int, int]:
 
 def resize(fd: int, rows: int, columns: int) -> None:
     """Set a terminal's size."""
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    fcntl.ioctl(fd, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def set_up(root_fd: int, sock: _socket.socket, size: tuple[int, int] | None, *, mount: bool) -> None:
@@ -76,7 +77,7 @@ def set_up(root_fd: int, sock: _socket.socket, size: tuple[int, int] | None, *, 
         fds.send_fds(sock, b"/dev/ptmx", [master])
         for fd in range(3):
             os.dup2(slave, fd, inheritable=True)
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(0, _TIOCSCTTY, 0)
     finally:
         os.close(master)
         os.close(slave)

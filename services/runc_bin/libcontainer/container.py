@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from errdefs import Conflict, DeadlineExceeded, FailedPrecondition, Internal, No
 from linux import fds, signals
 from linux.crashpoints import crashpoint
 
+from runc_bin import contexts
 from runc_bin.libcontainer import hooks, state
 from runc_bin.libcontainer.cgroups import Manager
 from runc_bin.libcontainer.state import State, oci_state
@@ -34,14 +34,14 @@ def status(root: str, record: State) -> str:
     """
     if not state.init_is_alive(record):
         return "stopped"
-    with contextlib.suppress(FileNotFoundError):
+    with contexts.suppress(FileNotFoundError):
         if manager_of(record).frozen():
             return "paused"
     fifo = os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO)
     return "created" if os.path.exists(fifo) else "running"
 
 
-@contextlib.contextmanager
+@contexts.contextmanager
 def _init_pidfd(record: State) -> Iterator[int]:
     """A pidfd of the living init; FailedPrecondition when it is over. The start time rules out a reused
     pid.
@@ -109,7 +109,7 @@ def open_fifo(root: str, record: State, *, until_executed: bool = False) -> None
             poller.poll()
 
 
-@contextlib.contextmanager
+@contexts.contextmanager
 def opened_fifo(root: str, record: State) -> Iterator[tuple[int, int]]:
     """The fifo, which lets init go on as soon as it is open, and a pidfd of init. Once one of the two is
     readable `take_fifo` is due.
@@ -137,7 +137,7 @@ def take_fifo(root: str, record: State, fifo: int) -> None:
     if data != state.STARTED:
         raise StartHookFailed(data.decode(errors="surrogateescape"))
     crashpoint("runc.start.released")
-    with contextlib.suppress(FileNotFoundError):
+    with contexts.suppress(FileNotFoundError):
         os.unlink(os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO))
 
 
@@ -183,7 +183,7 @@ def _signal_all(record: State, manager: Manager, number: int) -> None:
         manager.freeze()  # so that no process is born unseen while the others get their signal
     try:
         for pid in manager.pids():
-            with contextlib.suppress(ProcessLookupError):
+            with contexts.suppress(ProcessLookupError):
                 os.kill(pid, number)
     finally:
         if not stays_as_it_is:
@@ -223,10 +223,10 @@ def delete(root: str, container_id: str, *, force: bool = False, warn: hooks.War
     if not force and now not in ("stopped", "created"):
         raise Conflict(f"cannot delete container {container_id} that is not stopped: {now}")
     if now != "stopped":
-        with contextlib.suppress(FailedPrecondition), _init_pidfd(record) as pidfd:
+        with contexts.suppress(FailedPrecondition), _init_pidfd(record) as pidfd:
             if not record.cgroup_paths:
                 _end_others(record)  # which are found by their init, as long as it is there
-            with contextlib.suppress(ProcessLookupError):
+            with contexts.suppress(ProcessLookupError):
                 fds.signal_pidfd(pidfd, signals.SIGKILL)
             _end_others(record)
             if not fds.has_exited(pidfd, _KILL_SECONDS):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
+
+from runc_bin import contexts
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
@@ -17,7 +18,7 @@ def copy_up(source: int, destination: int, *, keep_mode: bool) -> None:
     Modes, owners, times, links, devices and extended attributes are kept, also those of the directory
     itself, but for its mode when `keep_mode`.
     """
-    with contextlib.ExitStack() as stack:
+    with contexts.ExitStack() as stack:
         inner = os.open(".", _DIRECTORY, dir_fd=source)
         stack.callback(os.close, inner)
         outer = os.open(".", _DIRECTORY, dir_fd=destination)
@@ -56,7 +57,7 @@ class _Copy:
 
     def _subdirectory(self, source: int, destination: int, name: str, path: str) -> None:
         os.mkdir(name, 0o700, dir_fd=destination)
-        with contextlib.ExitStack() as stack:
+        with contexts.ExitStack() as stack:
             inner = os.open(name, _DIRECTORY, dir_fd=source)
             stack.callback(os.close, inner)
             outer = os.open(name, _DIRECTORY, dir_fd=destination)

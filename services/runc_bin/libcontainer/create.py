@@ -7,7 +7,6 @@ and undone in reverse order when a later one fails.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import os
 import time
 
@@ -15,7 +14,8 @@ from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument
 from linux import interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
-from runc_bin.libcontainer import apparmor, cgroups, hooks, identity, init, seccomp, state
+from runc_bin import contexts
+from runc_bin.libcontainer import apparmor, cgroups, hooks, identity, init, state
 from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.process_spec import Process, no_process
 from runc_bin.libcontainer.spec import Spec
@@ -120,6 +120,8 @@ def create(
     program = None
     listener = None
     if spec.seccomp:
+        from runc_bin.libcontainer import seccomp
+
         seccomp.check_flags(spec.seccomp.get("flags"))
         if seccomp.notifies(spec.seccomp):
             from runc_bin.libcontainer import seccomp_notify
@@ -147,7 +149,7 @@ def create(
         process_defaults=spec.process_defaults,
         late_hooks=hooks.to_record(spec.hooks),
     )
-    with contextlib.ExitStack() as undo:
+    with contexts.ExitStack() as undo:
         folder = state.create_dir(root, container_id)
         undo.callback(_run_poststop, spec, record, warn)
         undo.callback(state.remove_dir, root, container_id)
@@ -220,7 +222,7 @@ def _bear(
     program: bytes | None,
     fifo: int,
     maps: Maps | None,
-    undo: contextlib.ExitStack,
+    undo: contexts.ExitStack,
 ) -> State:
     """Clone init, record it, let it go, and wait until it is ready."""
     ours, theirs = Channel.pair()
@@ -277,13 +279,13 @@ def _bear(
     crashpoint("runc.create.init-recorded")
     if manager.starts_with_process:
         manager.start_with(pid)
-        with contextlib.suppress(BrokenPipeError):
+        with contexts.suppress(BrokenPipeError):
             ours.send(Message.PLACED)
     if maps is not None and spec.is_private("user"):
         with step(START_ERROR):
             passage.admit(pid, maps, birth, ours)
     manager.apply()
-    with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
+    with contexts.suppress(BrokenPipeError):  # it failed early: its error waits to be read
         ours.send(Message.GO)
     _converse(ours, spec, record)
     ours.close()
@@ -291,7 +293,7 @@ def _bear(
     return record
 
 
-def _open_namespaces(spec: Spec, undo: contextlib.ExitStack) -> list[tuple[int, int]]:
+def _open_namespaces(spec: Spec, undo: contexts.ExitStack) -> list[tuple[int, int]]:
     """Descriptors of the namespaces to join, in the order of the spec's table."""
     joined = []
     for namespace in spec.namespaces.values():
@@ -348,7 +350,7 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
         message, text = got
         if message == Message.READY:
             ready = True
-            with contextlib.suppress(BrokenPipeError):
+            with contexts.suppress(BrokenPipeError):
                 channel.send(Message.DONE)
         elif message == Message.SOURCES:
             from runc_bin.libcontainer import bind_sources
@@ -359,7 +361,7 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
             seen = state.oci_state(record, "created", record.init_process_pid)
             for kind in ("prestart", "createRuntime"):
                 hooks.run(spec.hooks.get(kind, ()), kind, seen, folder=record.bundle)
-            with contextlib.suppress(BrokenPipeError):
+            with contexts.suppress(BrokenPipeError):
                 channel.send(Message.DONE)
         elif message == Message.LISTENER and record.seccomp_listener:
             from runc_bin.libcontainer import seccomp_notify
@@ -373,7 +375,7 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
 
 def _reap(pid: int) -> None:
     """Kill init and take its exit, so that its cgroup can go."""
-    with contextlib.suppress(ProcessLookupError):
+    with contexts.suppress(ProcessLookupError):
         os.kill(pid, signals.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
+    with contexts.suppress(ChildProcessError):
         os.waitpid(pid, 0)

@@ -4,7 +4,6 @@ config-linux.md.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -12,6 +11,7 @@ import stat
 from errdefs import FailedPrecondition, InvalidArgument
 from linux import mounts as m
 
+from runc_bin import contexts
 from runc_bin.libcontainer import paths
 from runc_bin.libcontainer.spec import Device, Spec
 
@@ -68,13 +68,13 @@ def fill_dev(root_fd: int, spec: Spec) -> None:
                 _bind_node(folder, name, device)
             else:
                 _make_node(folder, name, device)
-        with contextlib.suppress(FileNotFoundError):
+        with contexts.suppress(FileNotFoundError):
             os.unlink("ptmx", dir_fd=dev)
         for name, target in _LINKS:
-            with contextlib.suppress(FileExistsError):
+            with contexts.suppress(FileExistsError):
                 os.symlink(target, name, dir_fd=dev)
         if os.path.exists("/proc/kcore"):
-            with contextlib.suppress(FileExistsError):
+            with contexts.suppress(FileExistsError):
                 os.symlink("/proc/kcore", "core", dir_fd=dev)
     finally:
         for folder in folders.values():

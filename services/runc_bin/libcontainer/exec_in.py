@@ -8,7 +8,6 @@ whoever is in there and may trace (CAP_SYS_PTRACE) would else find the host behi
 from __future__ import annotations
 
 import _socket
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -17,6 +16,7 @@ from errdefs import FailedPrecondition, Internal
 from linux import fds, interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
+from runc_bin import contexts
 from runc_bin.libcontainer import (
     apparmor,
     cgroups,
@@ -108,7 +108,7 @@ def start(root: str, record: State, process: Process, options: ExecOptions) -> i
         while hear(begun):
             pass
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
+        with contexts.suppress(ProcessLookupError):
             os.kill(begun.pid, signals.SIGKILL)
         os.waitpid(begun.pid, 0)
         raise
@@ -139,10 +139,14 @@ def begin(
         raise FailedPrecondition("cannot exec in a paused container (use --ignore-paused to override)")
     check_passed_fds(3, options.preserve_fds)
     check_confinement(process)
-    program = state.load_filter(root, record.id) if record.has_seccomp else None
+    program = None
+    if record.has_seccomp:
+        from runc_bin.libcontainer import seccomp  # noqa: F401 - later nothing is loaded any more
+
+        program = state.load_filter(root, record.id)
     if record.seccomp_listener:
-        from runc_bin.libcontainer import seccomp_notify  # noqa: F401 - later nothing is loaded any more
-    with contextlib.ExitStack() as stack:
+        from runc_bin.libcontainer import seccomp_notify  # noqa: F401
+    with contexts.ExitStack() as stack:
         pidfd = _open_init(record)
         stack.callback(os.close, pidfd)
         return _begin(root, record, process, options, pidfd, program, stack, first)
@@ -166,12 +170,12 @@ def _begin(
     options: ExecOptions,
     pidfd: int,
     program: bytes | None,
-    stack: contextlib.ExitStack,
+    stack: contexts.ExitStack,
     first: Callable[[], None] | None,
 ) -> Begun:
     ours, theirs = Channel.pair()
     stack.callback(theirs.close)
-    failed = stack.enter_context(contextlib.ExitStack())
+    failed = stack.enter_context(contexts.ExitStack())
     failed.callback(ours.close)
     manager = _manager(record, options)
     flags = 0
@@ -262,7 +266,7 @@ def _attach(manager: cgroups.Manager, pid: int, channel: Channel) -> None:
         os.kill(pid, signals.SIGKILL)
         os.waitpid(pid, 0)
         raise
-    with contextlib.suppress(BrokenPipeError):
+    with contexts.suppress(BrokenPipeError):
         channel.send(Message.PLACED)
 
 
@@ -290,7 +294,7 @@ def hear(begun: Begun) -> bool:
         return True
     else:
         raise Internal(f"{START_ERROR}: {text}")
-    with contextlib.suppress(BrokenPipeError):  # it failed early: its error waits to be read
+    with contexts.suppress(BrokenPipeError):  # it failed early: its error waits to be read
         begun.channel.send(answer)
     return True
 

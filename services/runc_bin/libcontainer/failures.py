@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from errdefs import BuoyError, Internal
+
+from runc_bin.contexts import contextmanager
 
 
 def reason(error: BaseException) -> str:

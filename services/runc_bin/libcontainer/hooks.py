@@ -7,7 +7,6 @@ that come after the fact, `poststart` and `poststop`, are only warned of.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from errdefs import DeadlineExceeded, Internal
 from linux import signals
 
+from runc_bin import contexts
 from runc_bin.document import render
 from runc_bin.libcontainer.spec import Hook
 
@@ -107,7 +107,7 @@ def _run_one(hook: Hook, document: bytes, env: Sequence[str] | None, folder: str
 
 def _go_to(folder: str) -> None:
     if folder:
-        with contextlib.suppress(OSError):  # a bundle may go before its container
+        with contexts.suppress(OSError):  # a bundle may go before its container
             os.chdir(folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 from collections.abc import Iterable, Sequence
 
@@ -15,24 +14,18 @@ from runc_bin.libcontainer import capabilities, devices
 from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.process_spec import Process, Rlimit
 
-_UNLIMITED = 2**64 - 1
 _CAP_SETGID = 6
 
 
 def set_rlimits(limits: Iterable[Rlimit]) -> None:
     """setrlimit(2) of this process for each."""
     for limit in limits:
-        # Python writes "no limit" as -1.
-        soft = -1 if limit.soft == _UNLIMITED else limit.soft
-        hard = -1 if limit.hard == _UNLIMITED else limit.hard
         try:
-            resource.setrlimit(limit.number, (soft, hard))
-        except ValueError as error:
-            if limit.soft > limit.hard:
-                raise InvalidArgument(f"error setting rlimit {limit.name}: invalid argument") from error
-            # The module turns EPERM into this.
-            message = f"error setting rlimit type {limit.number}: operation not permitted"
-            raise Internal(message) from error
+            syscalls.prlimit(0, limit.number, (limit.soft, limit.hard))
+        except PermissionError as error:
+            raise _not_permitted(limit) from error
+        except OSError as error:
+            raise InvalidArgument(f"error setting rlimit {limit.name}: invalid argument") from error
 
 
 def raise_limits(pid: int, limits: Iterable[Rlimit]) -> None:
@@ -41,14 +34,16 @@ def raise_limits(pid: int, limits: Iterable[Rlimit]) -> None:
     For a process on its way into a user namespace, where nobody may.
     """
     for limit in limits:
-        soft, hard = resource.prlimit(pid, limit.number)
-        wanted = -1 if limit.hard == _UNLIMITED else limit.hard
-        if hard != -1 and (wanted == -1 or wanted > hard):
+        soft, hard = syscalls.prlimit(pid, limit.number)
+        if limit.hard > hard:
             try:
-                resource.prlimit(pid, limit.number, (soft, wanted))
+                syscalls.prlimit(pid, limit.number, (soft, limit.hard))
             except PermissionError as error:
-                message = f"error setting rlimit type {limit.number}: operation not permitted"
-                raise Internal(message) from error
+                raise _not_permitted(limit) from error
+
+
+def _not_permitted(limit: Rlimit) -> Internal:
+    return Internal(f"error setting rlimit type {limit.number}: operation not permitted")
 
 
 def set_oom_score(score: int | None, pid: int | None = None) -> None:

@@ -11,12 +11,12 @@ import _socket
 import os
 import select
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from errdefs import InvalidArgument
 from linux import fds, signals, syscalls
 
+from runc_bin.contexts import contextmanager
 from runc_bin.libcontainer import (
     apparmor,
     console,
@@ -26,7 +26,6 @@ from runc_bin.libcontainer import (
     masks,
     paths,
     scheduling,
-    seccomp,
     sysctls,
 )
 from runc_bin.libcontainer.cgroups import Manager
@@ -238,6 +237,8 @@ def load_filter(channel: Channel, program: bytes, flags: Sequence[str] | None, o
     `seccomp_notify.install`.
     """
     if openly is None:
+        from runc_bin.libcontainer import seccomp  # loaded by who has read or compiled the program
+
         seccomp.install(program, flags)
     else:
         from runc_bin.libcontainer import seccomp_notify  # loaded with the check of the listener

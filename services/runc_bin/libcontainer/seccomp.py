@@ -7,7 +7,6 @@ container's program runs. Sources: seccomp(2), seccomp_rule_add(3), runtime-spec
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -21,6 +20,7 @@ try:
 except ImportError:  # an interpreter that keeps it elsewhere
     from hashlib import blake2b
 
+from runc_bin import contexts
 from runc_bin.document import render
 
 from .seccomp_stub import prepend_enosys_stub
@@ -409,7 +409,7 @@ def _read_stored(path: str) -> bytes | None:
 
 def _store(path: str, program: bytes) -> None:
     temporary = f"{path}.{os.getpid()}"
-    with contextlib.suppress(OSError):  # only a cache: a full disk costs time, not the container
+    with contexts.suppress(OSError):  # only a cache: a full disk costs time, not the container
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -8,7 +8,6 @@ with EPERM. Sources: bpf(2), linux/bpf.h, Documentation/bpf/standardization/inst
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -17,6 +16,8 @@ import struct
 import sys
 
 from errdefs import FailedPrecondition, InvalidArgument
+
+from runc_bin import contexts
 
 from .device_rules import ALL, WILDCARD, Device, DeviceState
 
@@ -140,7 +141,7 @@ def load(program: bytes) -> int:
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             return _bpf(_PROG_LOAD, attributes(0))[0]
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with contexts.suppress(OSError):
             _bpf(_PROG_LOAD, attributes(1))
         raise OSError(
             error.errno, f"{error.strerror}: {log.value.decode(errors='replace')}".rstrip(": \n")

@@ -6,11 +6,12 @@ config-linux.md "Cgroup ownership".
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 
 from errdefs import InvalidArgument
+
+from runc_bin import contexts
 
 from . import files, hierarchy
 
@@ -58,7 +59,7 @@ def enable_controllers(directory: str, only: Iterable[str] | None = None) -> Non
         except OSError:
             # one controller that cannot be had (not delegated, real-time processes) spoils the whole line
             for name in sorted(missing):
-                with contextlib.suppress(OSError):
+                with contexts.suppress(OSError):
                     files.write(control, f"+{name}")
 
 
@@ -74,7 +75,7 @@ def give(directory: str, uid: int) -> None:
     try:
         os.chown(directory, uid, -1)
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # memory.reclaim and others come with a controller
+            with contexts.suppress(FileNotFoundError):  # memory.reclaim and others come with a controller
                 os.chown(f"{directory}/{name}", uid, -1)
     except PermissionError:
         if not hierarchy.no_power():

@@ -9,9 +9,15 @@ above either. Sources: cgroups(7), runtime-spec config-linux.md "Cgroups Path".
 from __future__ import annotations
 
 import os
-from functools import cache
+from collections.abc import Callable
 
 from errdefs import FailedPrecondition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without the cost of `typing`
+    from typing import TypeVar
+
+    _Found = TypeVar("_Found")
 
 MOUNT = "/sys/fs/cgroup"
 HYBRID_MOUNT = "/sys/fs/cgroup/unified"
@@ -37,24 +43,36 @@ V1_CONTROLLERS = (
 )
 
 
-@cache
+def _once(function: Callable[[], _Found]) -> Callable[[], _Found]:
+    """Keep what a function found for the life of the process; `functools` takes a millisecond to import."""
+    found: list[_Found] = []
+
+    def known() -> _Found:
+        if not found:
+            found.append(function())
+        return found[0]
+
+    return known
+
+
+@_once
 def unified() -> bool:
     """Whether the host runs cgroup v2 alone. Only a v2 root has cgroup.controllers."""
     return os.path.exists(MOUNT + "/cgroup.controllers")
 
 
-@cache
+@_once
 def hybrid() -> bool:
     """Whether a controller-less v2 tree is mounted beside the v1 hierarchies."""
     return os.path.exists(HYBRID_MOUNT + "/cgroup.controllers")
 
 
-@cache
+@_once
 def v2_controllers() -> frozenset[str]:
     """The controllers of the host's v2 tree: all of them on v2, those that v1 has left on a hybrid host."""
     for root in (MOUNT, HYBRID_MOUNT):
         try:
-            with open(root + "/cgroup.controllers", encoding="ascii") as file:
+            with open(root + "/cgroup.controllers", encoding="utf-8") as file:
                 return frozenset(file.read().split())
         except FileNotFoundError:
             continue
@@ -65,7 +83,7 @@ def no_power() -> bool:
     """Whether the caller is an ordinary user, or root in a user namespace only."""
     if os.geteuid() != 0:
         return True
-    with open("/proc/self/uid_map", encoding="ascii") as file:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
         return file.read().split() != ["0", "0", "4294967295"]
 
 
@@ -94,7 +112,7 @@ def cgroups_of(pid: int | str) -> dict[str, str]:
     return found
 
 
-@cache
+@_once
 def v1_mounts() -> dict[str, tuple[str, int]]:
     """Mount point and device number of each v1 controller, in the order of V1_CONTROLLERS.
 

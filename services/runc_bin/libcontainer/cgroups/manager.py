@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -13,6 +12,8 @@ from typing import Any, ClassVar
 from errdefs import Conflict, FailedPrecondition, InvalidArgument, NotFound
 from linux import signals
 from linux.crashpoints import crashpoint
+
+from runc_bin import contexts
 
 from . import files, hierarchy
 from .device_rules import DeviceState, target_state
@@ -272,7 +273,7 @@ def make_directories(path: str) -> list[str]:
 def remove_directories(made: list[str]) -> None:
     """Take back `make_directories`; directories that somebody has begun to use stay."""
     for path in reversed(made):
-        with contextlib.suppress(OSError):
+        with contexts.suppress(OSError):
             os.rmdir(path)
 
 
@@ -294,7 +295,7 @@ def join(path: str, pid: int) -> None:
 def send_kill(pids: list[int]) -> None:
     """SIGKILL to each process that still exists."""
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
+        with contexts.suppress(ProcessLookupError):
             os.kill(pid, signals.SIGKILL)
 
 

@@ -7,10 +7,11 @@ as modified (cgroup-v2.rst). Neither starts a thread.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from types import TracebackType
+
+from linux import syscalls
 
 from .files import read_table, write
 
@@ -115,15 +116,9 @@ def watch_v1(directory: str) -> OomEvents:
 def watch_v2(directory: str) -> OomEvents:
     """Events of a v2 cgroup with the memory controller; OSError when it is gone."""
     path = directory + "/memory.events"
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    if libc.inotify_add_watch(descriptor, path.encode(), _IN_MODIFY) < 0:
-        code = ctypes.get_errno()
-        os.close(descriptor)
-        raise OSError(code, os.strerror(code), path)
+    descriptor = syscalls.inotify_init(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        syscalls.inotify_add_watch(descriptor, path, _IN_MODIFY)
         return OomEvents(path, descriptor, each_is_one=False)
     except BaseException:
         os.close(descriptor)

@@ -6,7 +6,6 @@ cgroup, when the maker may make none. What needs a cgroup then (pause, limits, u
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from typing import Any
 
 from errdefs import BuoyError, FailedPrecondition, NotFound, PermissionDenied
 from linux import signals
+
+from runc_bin import contexts
 
 from . import hierarchy
 from .device_rules import DeviceState
@@ -71,7 +72,7 @@ class NoGroup(Manager):
         found: set[int] = set()
         while new := set(self.pids()) - found:
             for pid in new:
-                with contextlib.suppress(ProcessLookupError):
+                with contexts.suppress(ProcessLookupError):
                     os.kill(pid, signals.SIGSTOP)
             found |= new
         send_kill(sorted(found))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Mapping
 from typing import Any
+
+from runc_bin import contexts
 
 from . import files
 
@@ -82,7 +83,7 @@ def _cpuset(directory: str) -> dict[str, Any]:
     for name in ("cpus", "mems"):
         found[name] = number_list(files.read(f"{directory}/cpuset.{name}"))
     for name in _CPUSET_FLAGS:
-        with contextlib.suppress(FileNotFoundError):
+        with contexts.suppress(FileNotFoundError):
             found[name] = int(files.read(f"{directory}/cpuset.{name}"))
     return found
 

@@ -7,11 +7,12 @@ delegates to us (`Delegate=yes`).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from contextlib import ExitStack
 
 from errdefs import AlreadyExists, BuoyError, Conflict, FailedPrecondition, NotFound
+
+from runc_bin import contexts
+from runc_bin.contexts import ExitStack
 
 from . import delegation, files, hierarchy
 from .device_rules import target_state
@@ -44,7 +45,7 @@ class InUnit(Manager):
                 bus.start_transient(self.unit, properties)
             except AlreadyExists:
                 # what is left of a failed unit of that name is in the way until it is forgotten
-                with contextlib.suppress(BuoyError):
+                with contexts.suppress(BuoyError):
                     bus.reset_failed(self.unit)
                 try:
                     bus.start_transient(self.unit, properties)
@@ -97,9 +98,9 @@ class InUnit(Manager):
     def destroy(self, timeout: float = 0.5) -> None:
         try:
             with Bus(user=self.user) as bus:
-                with contextlib.suppress(NotFound):
+                with contexts.suppress(NotFound):
                     bus.stop(self.unit)
-                with contextlib.suppress(BuoyError):
+                with contexts.suppress(BuoyError):
                     bus.reset_failed(self.unit)
         finally:  # also what systemd does not know of, and when it cannot be asked
             super().destroy(timeout)

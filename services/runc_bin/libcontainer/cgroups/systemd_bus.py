@@ -6,7 +6,6 @@ started without site-packages has no other.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -26,6 +25,8 @@ from errdefs import (
     NotFound,
     PermissionDenied,
 )
+
+from runc_bin import contexts
 
 _SECONDS = 30.0
 _DESTINATION = b"org.freedesktop.systemd1"
@@ -228,7 +229,7 @@ class Bus:
     def _listen(self) -> None:
         rule = "type='signal',interface='org.freedesktop.systemd1.Manager',member='JobRemoved'"
         # a connection without a bus between refuses: all signals come over it anyway
-        with contextlib.suppress(BuoyError):
+        with contexts.suppress(BuoyError):
             self._call(
                 "AddMatch",
                 (("s", rule),),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
+
+from runc_bin import contexts
+from runc_bin.contexts import ExitStack
 
 from . import delegation, files, hierarchy, stats_v1
 from .device_rules import DeviceState, parse_list
@@ -109,7 +110,7 @@ class ManagerV1(Manager):
         # kernels before 5.11 count children only when told so while there are none; newer ones always do
         if section(self._resources, "memory").get("useHierarchy") is True:
             path = directory + "/memory.use_hierarchy"
-            with contextlib.suppress(FileNotFoundError):
+            with contexts.suppress(FileNotFoundError):
                 if files.read(path).strip() == "0":
                     set_value(path, "1")
 
@@ -159,7 +160,7 @@ class ManagerV1(Manager):
                     return
             raise Internal("unable to freeze")
         except BaseException:
-            with contextlib.suppress(OSError):
+            with contexts.suppress(OSError):
                 files.write(path, "THAWED")
             raise
 
@@ -184,14 +185,14 @@ class ManagerV1(Manager):
     def kill_all(self) -> None:
         # Frozen processes cannot fork away from the list while it is walked. A fork bomb may resist freezing:
         # kill it anyway.
-        with contextlib.suppress(OSError, BuoyError):
+        with contexts.suppress(OSError, BuoyError):
             if self.pids():
                 self.freeze()
         try:
             send_kill(self.pids())
         finally:
             # a frozen process dies only when thawed
-            with contextlib.suppress(OSError, BuoyError):
+            with contexts.suppress(OSError, BuoyError):
                 self.thaw()
 
     def oom_kills(self) -> int:
@@ -252,7 +253,7 @@ class ManagerV1(Manager):
         for size, value in hugepage_limits(resources):
             prefix = f"{self._path('hugetlb')}/hugetlb.{size}"
             set_value(prefix + ".limit_in_bytes", str(value))
-            with contextlib.suppress(NotFound):  # reservation limits are of Linux 5.7
+            with contexts.suppress(NotFound):  # reservation limits are of Linux 5.7
                 set_value(prefix + ".rsvd.limit_in_bytes", str(value))
         network = section(resources, "network")
         if classid := number(network, "classID"):

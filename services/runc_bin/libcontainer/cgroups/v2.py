@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
 import time
-from contextlib import ExitStack
 from typing import Any
 
 from errdefs import BuoyError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from linux.crashpoints import crashpoint
+
+from runc_bin import contexts
+from runc_bin.contexts import ExitStack
 
 from . import bpf_devices, delegation, files, hierarchy, stats_v2
 from .device_rules import ALL, DeviceState
@@ -98,7 +99,7 @@ class ManagerV2(Manager):
                     raise Internal("unable to freeze")
                 poller.poll(min(left, 0.1) * 1000)
         except BaseException:
-            with contextlib.suppress(OSError):
+            with contexts.suppress(OSError):
                 files.write(self.directory + "/cgroup.freeze", "0")
             raise
         finally:
@@ -124,12 +125,12 @@ class ManagerV2(Manager):
                 return
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):  # before Linux 5.14; a threaded cgroup
                 raise
-        with contextlib.suppress(OSError, BuoyError):
+        with contexts.suppress(OSError, BuoyError):
             self.freeze()
         try:
             send_kill(self.pids())
         finally:
-            with contextlib.suppress(OSError, BuoyError):
+            with contexts.suppress(OSError, BuoyError):
                 self.thaw()
 
     def oom_kills(self) -> int:
