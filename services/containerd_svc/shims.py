@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 
-# Names that containerd's clients give to the runtime that our shim is.
-OUR_RUNTIMES = frozenset({"io.containerd.runc.v2"})
-
 _CONNECT = 2.0  # seconds for a connection to a shim
 _START = 15.0  # seconds until a new shim answers
 _DELETE = 20.0  # seconds for cleaning up behind a dead shim

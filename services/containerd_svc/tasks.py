@@ -8,30 +8,27 @@ has a deadline.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 import errdefs
 from betterproto2 import Message
-from pb.containerd.runc.v1 import Options
 from pb.containerd.services.tasks.v1 import CreateTaskRequest, ExecProcessRequest
 from pb.containerd.task import v2
 from pb.containerd.v1.types import ProcessInfo, Status
 from pb.google.protobuf import Any as AnyMessage
 from pb.google.protobuf import Empty
 
-from containerd_svc import identifiers
+from containerd_svc import identifiers, runtimes
 from containerd_svc.bundle import Bundle, TaskRecord
 from containerd_svc.containers import Container, Containers
-from containerd_svc.shims import OUR_RUNTIMES, Shim
+from containerd_svc.shims import Shim
 from containerd_svc.supervisor import CREATE, DELETE, SHORT, START, Supervisor
 from containerd_svc.task import Process, Task
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
-_OPTIONS = "containerd.runc.v1.Options"
 _GLANCE = 0.1  # seconds that a read waits for what the shim knows better
 _DYING = 0.2  # seconds from the loss of a shim's connection to the news of its death
 _STATE = 2.0  # seconds to learn of a process from its shim
@@ -59,15 +56,12 @@ class Tasks:
         container = await self._containers.get(namespace, request.container_id)
         if request.checkpoint is not None and request.checkpoint.digest:
             raise errdefs.NotImplementedHere("restoring a checkpoint is not implemented")
-        runtime = request.runtime_path or container.runtime
-        if runtime not in OUR_RUNTIMES:
-            raise errdefs.NotImplementedHere(
-                f'runtime "{runtime}": only io.containerd.runc.v2 is implemented'
-            )
+        binary = runtimes.binary_of(container.runtime, request.runtime_path)
         if request.task_api_address:
             raise errdefs.NotImplementedHere("tasks inside a sandbox's shim are not implemented")
         bundle = Bundle(self._supervisor.state, namespace, container.id)
-        record = TaskRecord(self._shim_request(container, bundle, request), runtime, call_key)
+        wanted = self._shim_request(container, bundle, request, binary)
+        record = TaskRecord(wanted, request.runtime_path or container.runtime, call_key)
         spec = container.spec.value if container.spec is not None else b""
         there = self._supervisor.tasks.get((namespace, container.id))
         if there is not None:
@@ -364,18 +358,11 @@ class Tasks:
             raise
 
     def _shim_request(
-        self, container: Container, bundle: Bundle, request: CreateTaskRequest
+        self, container: Container, bundle: Bundle, request: CreateTaskRequest, binary: str
     ) -> v2.CreateTaskRequest:
         options = request.options
         if options is None or not options.value:
             options = container.runtime_options
-        runc = Options()
-        if options is not None and options.value:
-            if options.type_url.rpartition("/")[2] != _OPTIONS:
-                raise errdefs.InvalidArgument(f"task options of type {options.type_url!r}: invalid argument")
-            runc = Options.parse(options.value)
-        if not runc.root:
-            runc = dataclasses.replace(runc, root=self._runtime_root)
         return v2.CreateTaskRequest(
             id=container.id,
             bundle=str(bundle.path),
@@ -384,7 +371,7 @@ class Tasks:
             stdin=request.stdin,
             stdout=request.stdout,
             stderr=request.stderr,
-            options=AnyMessage(type_url=_OPTIONS, value=bytes(runc)),
+            options=runtimes.options_for(options, binary=binary, root=self._runtime_root),
         )
 
 

@@ -108,10 +108,10 @@ KNOWN: list[Difference] = [
     Difference(
         "runs",
         "run --rm --runtime io.containerd.nothing.v9 docker.io/library/bb:1 r true",
-        "no other shims here",
+        "what a client sends is InvalidArgument",
         [
-            'ctr: runtime "io.containerd.nothing.v9": only io.containerd.runc.v2 is implemented: not '
-            "implemented"
+            'ctr: failed to start shim: failed to resolve runtime path: runtime "io.containerd.nothing.v9" '
+            'binary not installed "containerd-shim-nothing-v9": file does not exist: invalid argument'
         ],
         [
             'ctr: failed to start shim: failed to resolve runtime path: runtime "io.containerd.nothing.v9" '
@@ -121,8 +121,12 @@ KNOWN: list[Difference] = [
     Difference(
         "runs",
         "run --rm --runtime nothing docker.io/library/bb:1 r true",
-        "no other shims here",
-        ['ctr: runtime "nothing": only io.containerd.runc.v2 is implemented: not implemented'],
+        "an OCI runtime's name will do here",
+        [
+            "ctr: failed to start shim: failed to resolve runtime path: invalid runtime name nothing, "
+            "correct runtime name should be either format like `io.containerd.runc.v1`, the name of an OCI "
+            "runtime or a full path to the binary: invalid argument"
+        ],
         [
             "ctr: failed to start shim: failed to resolve runtime path: invalid runtime name nothing, "
             "correct runtime name should be either format like `io.containerd.runc.v1` or a full path to the "
@@ -179,6 +183,16 @@ KNOWN: list[Difference] = [
             *("cpuacct.usage", "cpuacct.usage_percpu", "pids.current", "pids.limit"),
         ],
         shim=True,
+    ),
+    Difference(
+        "runtimes",
+        "run --rm --runc-binary WORK/bin/nothing docker.io/library/bb:1 o true",
+        "a program that is not there is told before anything is tried",
+        [
+            "ctr: failed to create shim task: unable to retrieve OCI runtime: exec: "
+            '"WORK/bin/nothing": executable file not found in $PATH: invalid argument'
+        ],
+        ["ctr: failed to create shim task: OCI runtime create failed: ...: unknown"],
     ),
     Difference(
         "sandboxes",

@@ -317,6 +317,26 @@ def tasks(ctr: Session) -> None:
     ctr("tasks start t")
 
 
+def runtimes(ctr: Session) -> None:
+    """Other OCI runtimes than the daemon's own, by their paths."""
+    for name in ("runc", "crun"):
+        by = f"--runc-binary {ctr.work}/bin/{name}"
+        ctr(f"run --rm {by} {IMAGE} o sh -c 'echo said; exit 3'")
+        ctr(f"run --rm {by} {IMAGE} o /no/such")
+        ctr(f"run -d {by} --memory-limit 50000000 {IMAGE} o sleep 100")
+        ctr.note(f"{name} was called", 0, str((ctr.work / f"called-{name}").exists()))
+        ctr("tasks exec --exec-id e o sh -c 'echo in; exit 4'")
+        ctr("tasks exec --exec-id e o /no/such")
+        ctr("tasks pause o")
+        ctr("tasks ls")
+        ctr("tasks resume o")
+        ctr("tasks ps o")
+        ctr("tasks rm --force o")
+        ctr("containers rm o")
+    ctr(f"run --rm --runc-binary {ctr.work}/bin/nothing {IMAGE} o true")
+    ctr("containers ls")
+
+
 def containers(ctr: Session) -> None:
     """Records of containers without tasks."""
     ctr(f"containers create --env A=b --label l=1 {IMAGE} c echo hello")
@@ -383,6 +403,7 @@ SECTIONS: Sequence[Section] = (
     leases,
     runs,
     tasks,
+    runtimes,
     containers,
     events,
     sandboxes,

@@ -223,6 +223,17 @@ def _remove_groups(name: str) -> None:
             os.rmdir(path)
 
 
+def _show_runtimes(tools: str, work: Path) -> None:
+    """Put runc and crun, where TOOLS has them, below one folder, each noting that it was called."""
+    (work / "bin").mkdir()
+    for name in ("runc", "crun"):
+        program = shutil.which(name, path=tools)
+        if program:
+            script = work / "bin" / name
+            script.write_text(f'#!/bin/sh\n: >{work}/called-{name}\nexec {program} "$@"\n')
+            script.chmod(0o755)
+
+
 def _run(*command: str) -> None:
     subprocess.run(command, check=True)
 
@@ -262,6 +273,7 @@ def main(kind: str, tools: str, folder: str) -> None:
     # Fifos of `ctr` and, for the real daemon, sockets of shims: their places cannot be chosen.
     _run("mount", "-t", "tmpfs", "tmpfs", "/run/containerd")
     _mount_hierarchies(work / "cgroups")
+    _show_runtimes(tools, work)
     busybox_image_tar(work / "image.tar", "docker.io/library/bb:1")
     busybox_rootfs_tar(work / "rootfs.tar")
     (work / "rootfs").mkdir()

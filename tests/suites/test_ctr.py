@@ -101,6 +101,16 @@ _ALIKE = [
 ]
 
 
+def _crun(place: Path) -> Path:
+    """A folder with a crun that finds the one library which a host may lack."""
+    (place / "crun").mkdir()
+    libraries = ":".join(str(path.parent) for path in unpacked("libyajl2").glob("usr/lib/*/libyajl.so.2"))
+    script = place / "crun/crun"
+    script.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {unpacked("crun")}/usr/bin/crun "$@"\n')
+    script.chmod(0o755)
+    return place / "crun"
+
+
 @pytest.fixture(scope="module")
 def played() -> Iterator[dict[str, Played]]:
     """Both transcripts."""
@@ -115,6 +125,7 @@ def played() -> Iterator[dict[str, Played]]:
         ours = Path(folder) / "bin"
         ours.mkdir()
         (ours / "containerd-shim-runc-v2").symlink_to(Path(sys.executable).with_name("shim-svc"))
+        tools = f"{tools}:{_crun(Path(folder))}"
         paths = {"ours": tools, "peer": tools, "shim": f"{ours}:{tools}"}
         all_of_them = {kind: Played(kind, work, paths[kind]) for kind, work in works.items()}
         for one in all_of_them.values():
