@@ -122,12 +122,12 @@ def create(
     if spec.seccomp:
         from runc_bin.libcontainer import seccomp
 
+        program = seccomp.compile_filter(spec.seccomp, os.path.join(root, state.FILTER_CACHE))
         seccomp.check_flags(spec.seccomp.get("flags"))
         if seccomp.notifies(spec.seccomp):
             from runc_bin.libcontainer import seccomp_notify
 
             listener = seccomp_notify.read(spec.seccomp).as_dict()
-        program = seccomp.compile_filter(spec.seccomp, os.path.join(root, state.FILTER_CACHE))
     record = State(
         id=container_id,
         oci_version=spec.version,

@@ -23,6 +23,7 @@ except ImportError:  # an interpreter that keeps it elsewhere
 from runc_bin import contexts
 from runc_bin.document import render
 
+from .fields import objects, strings
 from .seccomp_stub import prepend_enosys_stub
 
 _KILL_PROCESS, _KILL_THREAD, _TRAP, _ERRNO = 0x80000000, 0x00000000, 0x00030000, 0x00050000
@@ -77,6 +78,7 @@ FLAGS = {
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
 }
+_WHERE = "linux.seccomp."
 _TSYNC, _NEW_LISTENER, _TSYNC_ESRCH, _WAIT_KILLABLE = 1, 8, 16, 32
 
 _ATTRIBUTE_NNP, _ATTRIBUTE_OPTIMIZE = 3, 8
@@ -119,8 +121,6 @@ def compile_filter(seccomp_spec: Mapping[str, Any], cache_dir: str | None = None
 
     InvalidArgument for a malformed profile, FailedPrecondition without libseccomp.
     """
-    if not seccomp_spec.get("defaultAction") and not seccomp_spec.get("syscalls"):
-        return b""
     filter_spec = {name: value for name, value in seccomp_spec.items() if not name.startswith("listener")}
     key = render(filter_spec, sort=True, compact=True)
     program = _programs.get(key)
@@ -129,7 +129,7 @@ def compile_filter(seccomp_spec: Mapping[str, Any], cache_dir: str | None = None
         program = _read_stored(stored) if stored else None
         if program is None:
             program = _compile(seccomp_spec)
-            if stored:
+            if stored and program:
                 _store(stored, program)
         _programs[key] = program
     return program
@@ -148,7 +148,7 @@ def notifies(seccomp_spec: Mapping[str, Any]) -> bool:
     if metadata and not path:
         raise InvalidArgument("linux.seccomp.listenerMetadata needs linux.seccomp.listenerPath")
     actions = [seccomp_spec.get("defaultAction")]
-    actions += [call.get("action") for call in seccomp_spec.get("syscalls") or ()]
+    actions += [call.get("action") for call in objects(seccomp_spec, "syscalls", _WHERE)]
     if "SCMP_ACT_NOTIFY" not in actions:
         return False
     if not path:
@@ -164,7 +164,7 @@ def check_flags(flags: Collection[str] | None) -> int:
     if flags is None:
         return FLAGS["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
     value = 0
-    for flag in flags:
+    for flag in strings({"flags": flags}, "flags", _WHERE):
         if flag not in FLAGS:
             raise InvalidArgument(f"seccomp flag {flag} is not known")
         value |= FLAGS[flag]
@@ -281,9 +281,9 @@ def _action(name: object, errno_ret: object) -> int:
     return action | errno_ret
 
 
-def _tests(arguments: object) -> list[_ArgumentTest]:
+def _tests(call: Mapping[str, Any]) -> list[_ArgumentTest]:
     tests = []
-    for argument in arguments if isinstance(arguments, list | tuple) else ():
+    for argument in objects(call, "args", f"{_WHERE}syscalls."):
         operator = argument.get("op")
         if operator not in OPERATORS:
             raise InvalidArgument(f"string {operator} is not a valid operator for seccomp")
@@ -297,13 +297,16 @@ def _tests(arguments: object) -> list[_ArgumentTest]:
 
 
 def _compile(spec: Mapping[str, Any]) -> bytes:
+    names = strings(spec, "architectures", _WHERE)
+    calls = objects(spec, "syscalls", _WHERE)
+    if not spec.get("defaultAction") and not calls:
+        return b""
     default = _action(spec.get("defaultAction"), spec.get("defaultErrnoRet"))
     check_flags(spec.get("flags"))
-    names = spec.get("architectures") or ()
     for name in names:
         if name not in ARCHITECTURES:
             raise InvalidArgument(f"string {name} is not a valid arch for seccomp")
-    rules = [rule for call in spec.get("syscalls") or () for rule in _rules(call)]
+    rules = [rule for call in calls for rule in _rules(call)]
 
     library = _Library()
     architectures = {name: library.arch_resolve_name(ARCHITECTURES[name].encode()) for name in names}
@@ -336,12 +339,13 @@ def _compile(spec: Mapping[str, Any]) -> bytes:
 
 
 def _rules(call: Mapping[str, Any]) -> list[tuple[str, int, list[_ArgumentTest]]]:
-    action, tests = _action(call.get("action"), call.get("errnoRet")), _tests(call.get("args"))
-    rules = []
-    if not call.get("names"):
+    action, tests = _action(call.get("action"), call.get("errnoRet")), _tests(call)
+    names = strings(call, "names", f"{_WHERE}syscalls.")
+    if not names:
         raise InvalidArgument("linux.seccomp.syscalls.names must hold the name of a system call")
-    for name in call["names"]:
-        if not isinstance(name, str) or not name:
+    rules = []
+    for name in names:
+        if not name:
             raise InvalidArgument("empty string is not a valid syscall")
         rules.append((name, action, tests))
     return rules

@@ -247,6 +247,13 @@ def _read_hooks(document: Mapping[str, Any]) -> dict[str, tuple[Hook, ...]]:
     return found
 
 
+def _read_annotations(document: Mapping[str, Any]) -> Mapping[str, str]:
+    annotations = string_map(document, "annotations", "")
+    if "" in annotations:
+        raise InvalidArgument("annotations: a key must not be empty")
+    return annotations
+
+
 def _read_mappings(section: Mapping[str, Any], key: str, where: str = "linux.") -> tuple[IdMapping, ...]:
     w = f"{where}{key}."
     return tuple(
@@ -318,7 +325,10 @@ def _root_path(document: Mapping[str, Any], bundle: str) -> tuple[str, bool]:
     return rootfs, get(root, "readonly", bool, False, "root.")
 
 
-def _refuse_unbuilt(section: Mapping[str, Any]) -> None:
+def _refuse_unbuilt(document: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    for key in ("solaris", "windows", "vm", "zos"):
+        if document.get(key):
+            raise NotImplementedHere(f"{key} is not supported: this is a runtime for containers of Linux")
     for key in ("intelRdt", "memoryPolicy", "netDevices"):
         if section.get(key):
             raise NotImplementedHere(f"linux.{key} is not supported")
@@ -347,9 +357,17 @@ def _mount_label(section: Mapping[str, Any]) -> tuple[str, list[str]]:
     return "", ["linux.mountLabel has no effect: SELinux is not enabled on this host"]
 
 
-def _useless_options(mounts: Iterable[Mount]) -> list[str]:
-    """Warnings for words that a bind cannot pass on: its file system is mounted already."""
-    return [
+def _useless(process: Mapping[str, Any], mounts: Iterable[Mount]) -> list[str]:
+    """Warnings for fields of other systems, and for words that a bind cannot pass on: its file system is
+    mounted already.
+    """
+    user = process.get("user") or {}
+    found = [
+        f"process.{where}{key} has no effect on Linux"
+        for where, key, section in (("", "commandLine", process), ("user.", "username", user))
+        if text(section, key, "process." + where)
+    ]
+    return found + [
         f"option {data_text([word])} of the bind at {mount.destination} has no effect"
         for mount in mounts
         if mount.kind == "bind"
@@ -368,7 +386,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
     if section is None:
         raise InvalidArgument("linux must be specified")
     section = get(document, "linux", dict, {}, "")
-    _refuse_unbuilt(section)
+    _refuse_unbuilt(document, section)
     namespaces = _read_namespaces(section)
     rootfs, readonly = _root_path(document, bundle)
     hostname = text(document, "hostname", "")
@@ -421,7 +439,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
         domainname=domainname,
         mounts=mounts,
         hooks=_read_hooks(document),
-        annotations=string_map(document, "annotations", ""),
+        annotations=_read_annotations(document),
         namespaces=namespaces,
         devices=_read_devices(section),
         sysctl={_check_sysctl(name, value, namespaces): value for name, value in sysctl.items()},
@@ -434,7 +452,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
         gid_mappings=gid_mappings,
         time_offsets=offsets,
         mount_label=label,
-        warnings=(*warnings, *_useless_options(mounts)),
+        warnings=(*warnings, *_useless(process, mounts)),
         linux=section,
     )
 

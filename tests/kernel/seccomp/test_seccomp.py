@@ -202,6 +202,12 @@ def test_stub(largest: dict[int, int], number: int, arch: int, verdict: int) -> 
         (profile(rule("read", "SCMP_ACT_ALLOW", errnoRet=1)), errdefs.InvalidArgument),
         (profile(default="SCMP_ACT_KILL", defaultErrnoRet=1), errdefs.InvalidArgument),
         (profile({"names": [], "action": "SCMP_ACT_ERRNO"}), errdefs.InvalidArgument),
+        (profile({"names": "read", "action": "SCMP_ACT_ERRNO"}), errdefs.InvalidArgument),
+        (profile(rule("read", args={"index": 0})), errdefs.InvalidArgument),
+        ({"syscalls": 1}, errdefs.InvalidArgument),
+        ({"syscalls": [1]}, errdefs.InvalidArgument),
+        ({"architectures": "SCMP_ARCH_X86"}, errdefs.InvalidArgument),
+        (profile(flags=[[]]), errdefs.InvalidArgument),
     ],
 )
 def test_bad_profiles(document: dict[str, Any], error: type[errdefs.BuoyError]) -> None:

@@ -83,6 +83,7 @@ def test_devices_list_is_read_back() -> None:
     [
         ({"allow": True, "type": "c"}, "access at 0"),
         ({"allow": True, "type": "c", "access": "x"}, "other letters"),
+        ({"allow": "yes", "type": "c", "access": "r"}, "allow at 0"),
         ({"allow": True, "type": "p", "access": "r"}, "invalid cgroup device type"),
         ({"allow": True, "type": "c", "major": "1", "access": "r"}, "major"),
     ],

@@ -118,7 +118,16 @@ BAD: list[tuple[str, Any, type[BuoyError], str]] = [
     ("linux.devices", [_device(fileMode="0666")], InvalidArgument, "linux.devices.fileMode"),
     ("linux.devices", [_device(uid=2**32 - 1)], InvalidArgument, "linux.devices.uid"),
     ("linux.devices", [_device(), _device(minor=4)], InvalidArgument, "two different devices at /dev/x"),
-    ("linux.intelRdt", {"closID": "x"}, NotImplementedHere, "intelRdt"),
+    ("linux.intelRdt", {"closID": "x"}, NotImplementedHere, "linux.intelRdt"),
+    ("linux.memoryPolicy", {"mode": "MPOL_BIND"}, NotImplementedHere, "linux.memoryPolicy"),
+    ("linux.netDevices", {"eth0": {}}, NotImplementedHere, "linux.netDevices"),
+    ("solaris", {"milestone": "x"}, NotImplementedHere, "solaris"),
+    ("windows", {"layerFolders": []}, NotImplementedHere, "windows"),
+    ("vm", {"kernel": {}}, NotImplementedHere, "vm"),
+    ("zos", {"namespaces": []}, NotImplementedHere, "zos"),
+    ("annotations", {"": "x"}, InvalidArgument, "annotations"),
+    ("process.commandLine", 1, InvalidArgument, "process.commandLine"),
+    ("process.user.username", 1, InvalidArgument, "process.user.username"),
     ("mounts", [{"destination": "/x"}], InvalidArgument, "neither a type nor a bind"),
     ("mounts", [{"type": "tmpfs"}], InvalidArgument, "destination"),
     ("mounts", [{"destination": "/x", "options": ["bind"]}], InvalidArgument, "needs a source"),
@@ -170,11 +179,14 @@ def test_what_has_no_effect_is_told(
     document["mounts"] = [_bind("size=1"), {"destination": "/y", "type": "tmpfs", "options": ["size=1"]}]
     label = "system_u:object_r:svirt_sandbox_file_t:s0:c715,c811"
     document["linux"]["mountLabel"] = label
+    document["process"] |= {"commandLine": "x", "user": {"username": "y"}}
     monkeypatch.setattr(selinux, "enabled", lambda: False)
     made = read(document, tmp_path)
     assert made.mount_label == ""
     assert made.warnings == (
         "linux.mountLabel has no effect: SELinux is not enabled on this host",
+        "process.commandLine has no effect on Linux",
+        "process.user.username has no effect on Linux",
         "option size=1 of the bind at /x has no effect",
     )
     monkeypatch.setattr(selinux, "enabled", lambda: True)

@@ -172,7 +172,10 @@ def parse_spec(devices: Iterable[Mapping[str, Any]]) -> list[Rule]:
         device = None
         if kind != "a":
             device = Device(kind, WILDCARD if major is None else major, WILDCARD if minor is None else minor)
-        rules.append(Rule(entry.get("allow") is True, device, access))
+        allow = entry.get("allow", False)
+        if not isinstance(allow, bool):
+            raise InvalidArgument(f"device allow at {index} must be true or false, not {allow!r}")
+        rules.append(Rule(allow, device, access))
     return rules
 
 
