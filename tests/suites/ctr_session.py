@@ -28,6 +28,7 @@ from launcher.busybox_image import busybox_image_tar, busybox_rootfs_tar
 
 from tests.daemon.containerd.world import running
 from tests.suites import ctr_script
+from tests.suites.real_daemons import end, prepare, run, start_containerd
 
 # Each daemon's containers have a containerd namespace, and so a control group, of their own.
 NAMESPACES = {"ours": "ctr-ours", "peer": "ctr-peer", "shim": "ctr-shim"}
@@ -192,37 +193,6 @@ class Session:
         self.until(is_so, f"{container} {state}")
 
 
-def _mount_hierarchies(view: Path) -> None:
-    """Show control groups that the host has but mounts nowhere, too: containerd's metrics need them all."""
-    base = Path("/sys/fs/cgroup")
-    if not (base / "memory").is_dir():
-        return
-    view.mkdir()
-    _run("mount", "-t", "tmpfs", "-o", "mode=755", "cgroups", str(view))
-    for path in base.iterdir():
-        if path.is_symlink():
-            (view / path.name).symlink_to(path.readlink())
-        else:
-            (view / path.name).mkdir()
-            _run("mount", "--bind", str(path), str(view / path.name))
-    for line in Path("/proc/cgroups").read_text().splitlines()[1:]:
-        name = line.split()[0]
-        if (view / name).exists():
-            continue
-        (view / name).mkdir()
-        command = ["mount", "-t", "cgroup", "-o", name, name, str(view / name)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            (view / name).rmdir()  # it is on the v2 hierarchy
-    _run("mount", "--move", str(view), str(base))
-
-
-def _remove_groups(name: str) -> None:
-    """Remove the control groups `name` of every hierarchy; their processes have ended."""
-    for folder in (*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")):
-        for path, _, _ in os.walk(folder, topdown=False):
-            os.rmdir(path)
-
-
 def _show_runtimes(tools: str, work: Path) -> None:
     """Put runc and crun, where TOOLS has them, below one folder, each noting that it was called."""
     (work / "bin").mkdir()
@@ -234,66 +204,30 @@ def _show_runtimes(tools: str, work: Path) -> None:
             script.chmod(0o755)
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True)
-
-
-# Neither daemon's collector runs unasked between two questions.
-_CONFIG = """version = 2
-root = "{0}/lib"
-state = "{0}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
-[grpc]
-address = "{0}/c.sock"
-[plugins."io.containerd.gc.v1.scheduler"]
-pause_threshold = 0.00001
-"""
+# The collector runs unasked between no two questions.
 _OUR_CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.gc.v1.scheduler"]\n'
-
-
-def _peer(tools: str, work: Path) -> str:
-    """Start the real daemon; its address."""
-    (work / "config.toml").write_text(_CONFIG.format(work))
-    command = [str(shutil.which("containerd", path=tools)), "--config", str(work / "config.toml")]
-    with open(work.with_name("daemon.log"), "wb") as log:
-        subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-        )
-    deadline = time.monotonic() + _SECONDS
-    while not (work / "c.sock").exists():
-        assert time.monotonic() < deadline, work.with_name("daemon.log").read_text()
-        time.sleep(0.02)
-    return f"{work}/c.sock"
 
 
 def main(kind: str, tools: str, folder: str) -> None:
     """Start the daemon, play the script, write the transcript."""
     work = Path(folder)
-    assert os.getpid() == 1, "the end of a session ends every process that it sees"
-    # Fifos of `ctr` and, for the real daemon, sockets of shims: their places cannot be chosen.
-    _run("mount", "-t", "tmpfs", "tmpfs", "/run/containerd")
-    _mount_hierarchies(work / "cgroups")
+    prepare(work)
     _show_runtimes(tools, work)
     busybox_image_tar(work / "image.tar", "docker.io/library/bb:1")
     busybox_rootfs_tar(work / "rootfs.tar")
     (work / "rootfs").mkdir()
-    _run("tar", "-C", str(work / "rootfs"), "-xf", str(work / "rootfs.tar"))
+    run("tar", "-C", str(work / "rootfs"), "-xf", str(work / "rootfs.tar"))
     session = partial(Session, namespace=NAMESPACES[kind], tools=tools, work=work)
     try:
         if kind != "ours":
             place = work / "daemon"
             place.mkdir()
             sections = ctr_script.SECTIONS if kind == "peer" else ctr_script.SHIM_SECTIONS
-            _play(session(address=_peer(tools, place)), place, sections)
+            _play(session(address=start_containerd(tools, place, log=work / "daemon.log")), place, sections)
         else:
             asyncio.run(_ours(session, work))
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.wait()
-        _remove_groups(NAMESPACES[kind])
+        end(NAMESPACES[kind])
 
 
 async def _ours(session: Callable[..., Session], work: Path) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tests.support.debian import building, mirror, os_release
 
-# Debian 12 has containerd 1.6, whose client knows less than ours serves; the next release's runs on it too.
-_LATER = {("containerd", "bookworm"): "trixie"}
+# Debian 12 has containerd 1.6, whose client knows less than ours serves, and Docker 20.10; the next release's
+# run on it too.
+_LATER = {("containerd", "bookworm"): "trixie", ("docker.io", "bookworm"): "trixie"}
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 

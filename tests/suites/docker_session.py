@@ -1,0 +1,160 @@
+"""The docker client driven through one script against a dockerd above a containerd, each real or ours.
+
+`python -m tests.suites.docker_session peer|below|above TOOLS WORK` is called as process 1 of new pid, mount
+and network namespaces. `peer`: all real; `below`: the real dockerd above our containerd and shim; `above`:
+our dockerd above the real containerd and our shim. WORK gets `transcript.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from launcher.busybox_image import busybox_rootfs_tar
+
+from tests.daemon.containerd.world import BIN, World, running
+from tests.suites import docker_script
+from tests.suites.real_daemons import end, prepare, run, start_containerd, until
+from tests.support.engine import DOCKER
+
+KINDS = ("peer", "below", "above")
+_SECONDS = 30
+
+
+class Session:
+    """One pair's answers, in order: what was asked, the exit code, what was printed on both streams."""
+
+    def __init__(self, socket: str, restart: Callable[[float], None]) -> None:
+        self.transcript: list[tuple[str, int, str, str]] = []
+        self._host = f"unix://{socket}"
+        self._restart = restart
+
+    def __call__(self, line: str, *, stdin: bytes = b"", sort: bool = False, quiet: bool = False) -> None:
+        """Run docker with the words of a line. `sort`: it gives no order; `quiet`: it prints an id."""
+        done = self._run(line, stdin)
+        out, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        if sort:
+            out = "\n".join(sorted(out.splitlines()))
+        if quiet and not done.returncode:
+            out = ""
+        self.transcript.append((line, done.returncode, out, errors))
+
+    def until(self, line: str, printed: str = "") -> None:
+        """Poll until docker ends with 0 and has printed that, if anything."""
+
+        def holds() -> bool:
+            done = self._run(line, b"")
+            return not done.returncode and printed in done.stdout.decode()
+
+        until(holds, lambda: line)
+
+    def restart_containerd(self, *, down: float) -> None:
+        """End containerd, and start it again so many seconds later."""
+        self._restart(down)
+
+    def _run(self, line: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+        command = [DOCKER, "-H", self._host, *shlex.split(line)]
+        if " -t " in line:
+            command = ["script", "-qec", shlex.join(command), "/dev/null"]
+        return subprocess.run(command, input=stdin, capture_output=True, timeout=_SECONDS, check=False)
+
+
+def main(kind: str, tools: str, folder: str) -> None:
+    """Start the pair, play the script, write the transcript."""
+    work = Path(folder)
+    prepare(work)
+    run("ip", "link", "set", "lo", "up")
+    busybox_rootfs_tar(work / "rootfs.tar")
+    os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"
+    try:
+        if kind == "below":
+            asyncio.run(_below(tools, work))
+        else:
+            _above_the_real_one(kind, tools, work)
+    finally:
+        end("docker", f"buoy-{kind}")
+
+
+def _above_the_real_one(kind: str, tools: str, work: Path) -> None:
+    place = work / "containerd"
+    place.mkdir()
+    start = partial(start_containerd, tools, place, log=work / "containerd.log")
+
+    def restart(seconds: float) -> None:
+        pid = int((place / "pid").read_text())
+        os.kill(pid, 15)
+        os.waitpid(pid, 0)
+        time.sleep(seconds)
+        start()
+
+    address = start()
+    if kind == "peer":
+        _play(_real_dockerd(address, work), restart, work)
+    else:
+        _play(_our_dockerd(address, work), restart, work)
+
+
+async def _below(tools: str, work: Path) -> None:
+    async with running(work) as world:
+
+        def restart(seconds: float) -> None:
+            world.kill_daemon()
+            time.sleep(seconds)
+            world.start_daemon()
+
+        try:
+            await asyncio.to_thread(lambda: _play(_real_dockerd(world.address, work), restart, work))
+        finally:
+            _keep_log(world, work)
+
+
+def _keep_log(world: World, work: Path) -> None:
+    (work / "containerd.log").write_bytes(world.log.read_bytes())
+
+
+def _real_dockerd(containerd: str, work: Path) -> str:
+    """Start it; its socket."""
+    options = {"containerd": containerd, "data-root": work / "data", "exec-root": work / "exec"}
+    options |= {"host": f"unix://{work}/d.sock", "pidfile": work / "d.pid", "bridge": "none"}
+    options |= {"iptables": "false", "ip6tables": "false", "userland-proxy": "false"}
+    return _dockerd(["dockerd", *(f"--{name}={value}" for name, value in options.items())], work)
+
+
+def _our_dockerd(containerd: str, work: Path) -> str:
+    """Start it; its socket."""
+    options = {"containerd": containerd, "data-root": work / "data", "exec-root": work / "exec"}
+    options |= {"host": f"unix://{work}/d.sock", "sockets": work / "s", "bridge": "none"}
+    options |= {"instance": "above"}
+    command = [str(BIN / "dockerd-api"), *(f"--{name}={value}" for name, value in options.items())]
+    return _dockerd(command, work)
+
+
+def _dockerd(command: list[str], work: Path) -> str:
+    log = work / "dockerd.log"
+    with log.open("wb") as written:
+        subprocess.Popen(command, stdout=written, stderr=written)
+    socket = f"{work}/d.sock"
+    ping = [DOCKER, "-H", f"unix://{socket}", "version"]
+    until(lambda: not subprocess.run(ping, capture_output=True, check=False).returncode, log.read_text)
+    return socket
+
+
+def _play(socket: str, restart: Callable[[float], None], work: Path) -> None:
+    session = Session(socket, restart)
+    run(DOCKER, "-H", f"unix://{socket}", "import", str(work / "rootfs.tar"), "bb")
+    try:
+        docker_script.play(session)
+    finally:
+        (work / "transcript.json").write_text(json.dumps(session.transcript))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
