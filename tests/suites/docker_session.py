@@ -37,12 +37,10 @@ class Session:
         self._host = f"unix://{socket}"
         self._restart = restart
 
-    def __call__(self, line: str, *, stdin: bytes = b"", sort: bool = False, quiet: bool = False) -> None:
-        """Run docker with the words of a line. `sort`: it gives no order; `quiet`: it prints an id."""
+    def __call__(self, line: str, *, stdin: bytes = b"", quiet: bool = False) -> None:
+        """Run docker with the words of a line. `quiet`: it prints an id."""
         done = self._run(line, stdin)
         out, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-        if sort:
-            out = "\n".join(sorted(out.splitlines()))
         if quiet and not done.returncode:
             out = ""
         self.transcript.append((line, done.returncode, out, errors))
@@ -80,7 +78,7 @@ def main(kind: str, tools: str, folder: str) -> None:
         else:
             _above_the_real_one(kind, tools, work)
     finally:
-        end("docker", f"buoy-{kind}")
+        end(_group(work))
 
 
 def _above_the_real_one(kind: str, tools: str, work: Path) -> None:
@@ -124,6 +122,7 @@ def _real_dockerd(containerd: str, work: Path) -> str:
     """Start it; its socket."""
     options = {"containerd": containerd, "data-root": work / "data", "exec-root": work / "exec"}
     options |= {"host": f"unix://{work}/d.sock", "pidfile": work / "d.pid", "bridge": "none"}
+    options |= {"cgroup-parent": f"/{_group(work)}"}
     options |= {"iptables": "false", "ip6tables": "false", "userland-proxy": "false"}
     return _dockerd(["dockerd", *(f"--{name}={value}" for name, value in options.items())], work)
 
@@ -132,9 +131,14 @@ def _our_dockerd(containerd: str, work: Path) -> str:
     """Start it; its socket."""
     options = {"containerd": containerd, "data-root": work / "data", "exec-root": work / "exec"}
     options |= {"host": f"unix://{work}/d.sock", "sockets": work / "s", "bridge": "none"}
-    options |= {"instance": "above"}
+    options |= {"instance": "above", "cgroup-parent": f"/{_group(work)}"}
     command = [str(BIN / "dockerd-api"), *(f"--{name}={value}" for name, value in options.items())]
     return _dockerd(command, work)
+
+
+def _group(work: Path) -> str:
+    """The control group above the containers' own, which two sessions do not share."""
+    return f"docker-{work.parent.name}-{work.name}"
 
 
 def _dockerd(command: list[str], work: Path) -> str:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,14 @@ def answers() -> Iterator[dict[str, Answers]]:
         swapped = Path(folder) / "bin"
         swapped.mkdir()
         (swapped / "containerd-shim-runc-v2").symlink_to(Path(sys.executable).with_name("shim-svc"))
-        yield {
-            kind: _played(kind, Path(folder) / kind, f"{swapped}:{tools}" if kind == "above" else tools)
-            for kind in KINDS
-        }
+        with ThreadPoolExecutor() as pool:
+            playing = {
+                kind: pool.submit(
+                    _played, kind, Path(folder) / kind, f"{swapped}:{tools}" if kind == "above" else tools
+                )
+                for kind in KINDS
+            }
+            yield {kind: played.result() for kind, played in playing.items()}
     if mine:
         os.rmdir(shared)
 
@@ -81,8 +86,18 @@ def _played(kind: str, work: Path, tools: str) -> Answers:
     return found
 
 
-# Question → the answer that differs, of the pair named; and why.
-KNOWN: dict[str, Answers] = {"below": {}, "above": {}}
+# The real one here is 26.1; these are answers of ours, which are those of 28.2.
+_LATER: Answers = {
+    "pause cc (again)": (1, "", "Error response from daemon: container ID is already paused"),
+    "exec cc true": (
+        1,
+        "",
+        "Error response from daemon: container ID is paused, unpause the container before exec",
+    ),
+    "exec ee nosuch": (127, "OCI runtime exec failed:", ""),
+    "exec -w /nosuch ee true": (127, "OCI runtime exec failed:", ""),
+}
+KNOWN: dict[str, Answers] = {"below": {}, "above": _LATER}
 
 
 @pytest.mark.parametrize("kind", ["below", "above"])
