@@ -6,6 +6,7 @@ import os
 
 from errdefs import InvalidArgument
 from linux import signals
+from linux.crashpoints import crashpoint
 
 from runc_bin.cli import Context
 from runc_bin.commands import launch
@@ -86,6 +87,7 @@ def run(context: Context, _log: Log) -> int:
     pid = exec_in.start(context.root, record, process, options)
     try:
         launch.write_pid_file(pid_file, pid)
+        crashpoint("runc.exec.pid-written")
         launch.send_pidfd(pidfd_receiver, pid, b"setns")
     except BaseException:
         os.kill(pid, signals.SIGKILL)

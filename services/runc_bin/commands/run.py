@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from errdefs import BuoyError, InvalidArgument
+from linux.crashpoints import crashpoint
 
 from runc_bin import contexts
 from runc_bin.cli import Context
@@ -37,7 +38,9 @@ def run(context: Context, log: Log) -> int:
         if host := os.environ.get("NOTIFY_SOCKET", ""):
             stay.notify(context.root, record.id, host, log.warn)
         container.start(context.root, record, warn=log.warn)
+        crashpoint("runc.run.started")
         code = stay.wait(record.init_process_pid)
+        crashpoint("runc.run.ended")
     except BaseException:
         container.delete(context.root, record.id, force=True, warn=log.warn)
         with contexts.suppress(ChildProcessError):

@@ -118,6 +118,7 @@ def opened_fifo(root: str, record: State) -> Iterator[tuple[int, int]]:
     # The pidfd comes first: a short program is over at once.
     with _init_pidfd(record) as pidfd:
         fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        crashpoint("runc.start.opened")
         try:
             yield fifo, pidfd
         finally:
@@ -139,6 +140,7 @@ def take_fifo(root: str, record: State, fifo: int) -> None:
     crashpoint("runc.start.released")
     with contexts.suppress(FileNotFoundError):
         os.unlink(os.path.join(state.state_dir(root, record.id), state.EXEC_FIFO))
+    crashpoint("runc.start.fifo-removed")
 
 
 def _run_late_hooks(record: State, kind: str, status: str, warn: hooks.Warn) -> None:
@@ -181,10 +183,12 @@ def _signal_all(record: State, manager: Manager, number: int) -> None:
     stays_as_it_is = manager.frozen() or not manager.paths
     if not stays_as_it_is:
         manager.freeze()  # so that no process is born unseen while the others get their signal
+        crashpoint("runc.kill.frozen")
     try:
         for pid in manager.pids():
             with contexts.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        crashpoint("runc.kill.signalled")
     finally:
         if not stays_as_it_is:
             manager.thaw()
@@ -196,6 +200,7 @@ def pause(root: str, record: State) -> None:
     if now not in ("created", "running"):
         raise FailedPrecondition(f"container not running: {now}" if now == "stopped" else f"container {now}")
     manager_of(record).freeze()
+    crashpoint("runc.pause.frozen")
 
 
 def resume(root: str, record: State) -> None:
@@ -203,6 +208,7 @@ def resume(root: str, record: State) -> None:
     if status(root, record) != "paused":
         raise FailedPrecondition("container not paused")
     manager_of(record).thaw()
+    crashpoint("runc.resume.thawed")
 
 
 def delete(root: str, container_id: str, *, force: bool = False, warn: hooks.Warn = hooks.say) -> None:
@@ -267,4 +273,5 @@ def destroy(root: str, record: State, *, warn: hooks.Warn = hooks.say) -> None:
     manager_of(record).destroy()
     crashpoint("runc.delete.cgroup-removed")
     state.remove_dir(root, record.id)
+    crashpoint("runc.delete.record-removed")
     _run_late_hooks(record, "poststop", "stopped", warn)

@@ -164,6 +164,7 @@ def create(
             os.mkdir(state.notify_dir(root, container_id), 0o755)
         fifo = _make_fifo(folder)
         undo.callback(os.close, fifo)
+        crashpoint("runc.create.fifo-made")
         manager = _make_group(manager, spec, options.rootless)
         undo.callback(manager.destroy)
         record = record.replace(cgroup_paths=manager.paths)
@@ -284,7 +285,9 @@ def _bear(
     if maps is not None and spec.is_private("user"):
         with step(START_ERROR):
             passage.admit(pid, maps, birth, ours)
+        crashpoint("runc.create.ids-mapped")
     manager.apply()
+    crashpoint("runc.create.limits-set")
     with contexts.suppress(BrokenPipeError):  # it failed early: its error waits to be read
         ours.send(Message.GO)
     _converse(ours, spec, record)
@@ -361,6 +364,7 @@ def _converse(channel: Channel, spec: Spec, record: State) -> None:
             seen = state.oci_state(record, "created", record.init_process_pid)
             for kind in ("prestart", "createRuntime"):
                 hooks.run(spec.hooks.get(kind, ()), kind, seen, folder=record.bundle)
+                crashpoint("runc.create.hooks-run")
             with contexts.suppress(BrokenPipeError):
                 channel.send(Message.DONE)
         elif message == Message.LISTENER and record.seccomp_listener:

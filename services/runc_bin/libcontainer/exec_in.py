@@ -266,6 +266,7 @@ def _attach(manager: cgroups.Manager, pid: int, channel: Channel) -> None:
         os.kill(pid, signals.SIGKILL)
         os.waitpid(pid, 0)
         raise
+    crashpoint("runc.exec.attached")
     with contexts.suppress(BrokenPipeError):
         channel.send(Message.PLACED)
 
@@ -284,6 +285,7 @@ def hear(begun: Begun) -> bool:
         answer = Message.GO
     elif message == Message.READY:
         begun.ready = True
+        crashpoint("runc.exec.ready")
         answer = Message.DONE
     elif message == Message.LISTENER and begun.record.seccomp_listener:
         from runc_bin.libcontainer import seccomp_notify

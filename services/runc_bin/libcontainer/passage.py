@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from errdefs import Internal
 from linux import signals, syscalls
+from linux.crashpoints import crashpoint
 
 from runc_bin.libcontainer import id_mappings, identity, time_offsets
 from runc_bin.libcontainer.failures import reason, step
@@ -83,6 +84,7 @@ def _clone_through(
     message, text = got
     if message != Message.BORN:
         raise Internal(text)
+    crashpoint("runc.create.passed")
     return int(text)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from errdefs import AlreadyExists, DataLoss, InvalidArgument, NotFound
 from linux import syscalls
+from linux.crashpoints import crashpoint
 from linux.mounts import MNT_DETACH
 
 from runc_bin.document import parse, render
@@ -165,6 +166,7 @@ def remove_dir(root: str, container_id: str) -> None:
             _remove_folder(os.path.join(path, name))
         else:
             os.unlink(os.path.join(path, name))
+        crashpoint("runc.delete.removing")
     os.rmdir(path)
 
 

@@ -1,4 +1,4 @@
-"""From create to delete, with what callers parse, and what a crash at any step leaves."""
+"""From create to delete, and what callers parse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from linux.fds import receive_fds
 
-from tests.kernel.runtime.bundle import SERVICES, Bundle, is_gone, namespace, wait_until
+from tests.kernel.runtime.bundle import Bundle, is_gone, namespace, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -224,52 +224,6 @@ def test_refused_options(bundle: Bundle) -> None:
     assert "invalid container ID format" in bundle.call("state", "..", check=False).stderr
 
 
-def _points() -> list[str]:
-    found: list[str] = []
-    for path in sorted((SERVICES / "runc_bin").rglob("*.py")):
-        found += re.findall(r'crashpoint\("(runc\.[\w.-]+)"\)', path.read_text())
-    return found
-
-
-@pytest.mark.crash
-@pytest.mark.parametrize("point", _points())
-def test_what_a_crash_leaves_is_removed(bundle: Bundle, point: str) -> None:
-    bundle.process["args"] = ["sleep", "60"]
-    container_id = bundle.new_id()
-    null = subprocess.DEVNULL
-    environment = {**os.environ, "BUOY_CRASH_AT": point}
-
-    def attempt(*words: str, crash: bool) -> int:
-        return subprocess.run(
-            bundle.command(*words),
-            stdin=null,
-            stdout=null,
-            stderr=null,
-            cwd=bundle.folder,
-            env=environment if crash else None,
-            timeout=30,
-        ).returncode
-
-    verb = point.split(".")[1]
-    killed = -signal.SIGKILL
-    if verb == "create":
-        assert attempt("create", container_id, crash=True) == killed
-    else:
-        assert attempt("create", container_id, crash=False) == 0
-        if verb != "start":
-            bundle.call("start", container_id)
-        words = {
-            "start": ("start", container_id),
-            "exec": ("exec", "-d", container_id, "sleep", "60"),
-            "delete": ("delete", "--force", container_id),
-        }[verb]
-        assert attempt(*words, crash=True) == killed
-    assert attempt("delete", "--force", container_id, crash=False) == 0
-    assert not (bundle.root / container_id).exists()
-    assert bundle.cgroups() == []
-    wait_until(lambda: not _processes_of(bundle))
-
-
 def test_a_spec_without_a_process(bundle: Bundle) -> None:
     del bundle.spec["process"]
     container_id = bundle.new_id()
@@ -284,16 +238,3 @@ def test_a_spec_without_a_process(bundle: Bundle) -> None:
     wait_until(lambda: bundle.state(container_id)["status"] == "stopped")
     assert (bundle.folder / "stderr").read_text() == "process property must not be empty\n"
     bundle.call("delete", container_id)
-
-
-def _processes_of(bundle: Bundle) -> list[int]:
-    """Processes whose root is this bundle's."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if str(bundle.rootfs) in (entry / "mountinfo").read_text():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found

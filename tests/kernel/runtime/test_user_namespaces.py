@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.runtime.bundle import SERVICES, Bundle, is_gone, namespace, wait_until
+from tests.kernel.runtime.bundle import Bundle, namespace
 
 pytestmark = pytest.mark.root
 
@@ -265,63 +264,3 @@ def test_nobody_inside_looks_into_a_process_on_its_way(mapped: Bundle) -> None:
     mapped.call("start", container_id)
     done = mapped.call("exec", container_id, "readlink", "/proc/1/exe")
     assert done.stdout == "/bin/busybox\n"
-
-
-def _points() -> list[str]:
-    found: list[str] = []
-    for path in sorted((SERVICES / "runc_bin").rglob("*.py")):
-        found += re.findall(r'crashpoint\("(runc\.(?:create|exec)\.[\w.-]+)"\)', path.read_text())
-    return found
-
-
-@pytest.mark.crash
-@pytest.mark.parametrize(
-    ("point", "joined"),
-    [*((point, False) for point in _points()), ("runc.create.cloned", True), ("runc.create.ready", True)],
-)
-def test_what_a_crash_leaves_is_removed(mapped: Bundle, point: str, joined: bool) -> None:
-    """With ids still to be mapped, and with a process between."""
-    without_sys(mapped)
-    mapped.process["args"] = ["sleep", "60"]
-    container_id = mapped.new_id()
-    null = subprocess.DEVNULL
-
-    def attempt(*words: str, **environment: str) -> int:
-        return subprocess.run(
-            mapped.command(*words),
-            stdin=null,
-            stdout=null,
-            stderr=null,
-            cwd=mapped.folder,
-            env={**os.environ, **environment},
-            timeout=30,
-        ).returncode
-
-    with holder("-n") as pid:
-        if joined:
-            set_path(mapped, "network", f"/proc/{pid}/ns/net")
-        if point.startswith("runc.create"):
-            assert attempt("create", container_id, BUOY_CRASH_AT=point) == -signal.SIGKILL
-        else:
-            assert attempt("run", "-d", container_id) == 0
-            words = ("exec", "-d", container_id, "sleep", "60")
-            assert attempt(*words, BUOY_CRASH_AT=point) == -signal.SIGKILL
-        if attempt("state", container_id) == 0:
-            assert mapped.state(container_id)["status"] in ("creating", "created", "running", "stopped")
-        assert attempt("delete", "--force", container_id) == 0
-        assert not (mapped.root / container_id).exists()
-        assert mapped.cgroups() == []
-        wait_until(lambda: not _mapped_processes())
-
-
-def _mapped_processes() -> list[int]:
-    """Processes with our ids, or in a user namespace that has them."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if str(FIRST) in (entry / "uid_map").read_text() and not is_gone(int(entry.name)):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found

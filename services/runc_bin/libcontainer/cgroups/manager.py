@@ -117,6 +117,7 @@ class Manager(ABC):
         check(resources, unified=self.unified)
         state = target_state(entries(resources, "devices")) if resources.get("devices") else None
         self._set_limits(resources, live=True)
+        crashpoint("cgroups.updating")
         if state is not None:
             self._set_devices(state)
 

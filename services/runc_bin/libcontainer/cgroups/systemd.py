@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from errdefs import AlreadyExists, BuoyError, Conflict, FailedPrecondition, NotFound
+from linux.crashpoints import crashpoint
 
 from runc_bin import contexts
 from runc_bin.contexts import ExitStack
@@ -51,7 +52,9 @@ class InUnit(Manager):
                     bus.start_transient(self.unit, properties)
                 except AlreadyExists as error:
                     raise Conflict(f"container's systemd unit exists: {error.message}") from None
+        crashpoint("cgroups.unit-started")
         self._take_over()
+        crashpoint("cgroups.unit-taken-over")
 
     def _take_over(self) -> None:
         """Fit the cgroup that systemd has made for the limits that it does not know."""
@@ -75,6 +78,7 @@ class InUnit(Manager):
             try:
                 with Bus(user=self.user) as bus:
                     bus.set_properties(self.unit, properties)
+                    crashpoint("cgroups.unit-updated")
             finally:
                 if pausing:
                     self.thaw()
@@ -100,6 +104,7 @@ class InUnit(Manager):
             with Bus(user=self.user) as bus:
                 with contexts.suppress(NotFound):
                     bus.stop(self.unit)
+                    crashpoint("cgroups.unit-stopped")
                 with contexts.suppress(BuoyError):
                     bus.reset_failed(self.unit)
         finally:  # also what systemd does not know of, and when it cannot be asked

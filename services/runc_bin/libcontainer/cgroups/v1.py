@@ -154,6 +154,7 @@ class ManagerV1(Manager):
                     files.write(path, "THAWED")
                     time.sleep(0.01)
                 files.write(path, "FROZEN")
+                crashpoint("cgroups.freezing")
                 if attempt % 25 == 24:
                     time.sleep(0.00001)
                 if files.read(path).strip() == "FROZEN":
@@ -188,6 +189,7 @@ class ManagerV1(Manager):
         with contexts.suppress(OSError, BuoyError):
             if self.pids():
                 self.freeze()
+        crashpoint("cgroups.killing")
         try:
             send_kill(self.pids())
         finally:

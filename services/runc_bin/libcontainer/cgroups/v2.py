@@ -87,6 +87,7 @@ class ManagerV2(Manager):
 
     def freeze(self) -> None:
         set_value(self.directory + "/cgroup.freeze", "1")
+        crashpoint("cgroups.freezing")
         events = os.open(self.directory + "/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         try:
             poller = select.poll()
