@@ -53,10 +53,12 @@ def check_given(uids: Ranges, gids: Ranges, namespace: Namespace | None) -> None
     """Refuse mappings that the spec cannot mean, by what it says alone; InvalidArgument."""
     if namespace is None:
         raise InvalidArgument(
+            f"linux.{'uid' if uids else 'gid'}Mappings: "
             "user namespace mappings specified, but user namespace isn't enabled in the config"
         )
     if not namespace.path and not uids and not gids:
         raise InvalidArgument(
+            "linux.uidMappings: "
             "user namespaces enabled, but no namespace path to join nor mappings to apply specified"
         )
     check_ranges(uids, "linux.uidMappings")

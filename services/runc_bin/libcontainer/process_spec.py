@@ -134,11 +134,11 @@ def read_process(document: Mapping[str, Any]) -> Process:
     args = strings(document, "args", w)
     cwd = text(document, "cwd", w)
     if not cwd:
-        raise InvalidArgument("Cwd property must not be empty")
+        raise InvalidArgument("process.cwd: Cwd property must not be empty")
     if not cwd.startswith("/"):
-        raise InvalidArgument("Cwd must be an absolute path")
+        raise InvalidArgument("process.cwd: Cwd must be an absolute path")
     if not args:
-        raise InvalidArgument("args must not be empty")
+        raise InvalidArgument("process.args must not be empty")
     size = get(document, "consoleSize", dict, {}, w)
     rows = number(size, "height", w + "consoleSize.", 0, 0xFFFF)
     columns = number(size, "width", w + "consoleSize.", 0, 0xFFFF)
@@ -183,11 +183,11 @@ def _read_rlimits(document: Mapping[str, Any]) -> tuple[Rlimit, ...]:
     for item in objects(document, "rlimits", "process."):
         name = text(item, "type", "process.rlimits.")
         if name not in RLIMITS:
-            raise InvalidArgument(f"invalid rlimit type {name!r}")
+            raise InvalidArgument(f"process.rlimits.type: invalid rlimit type {name!r}")
         if name in limits:
-            raise InvalidArgument(f"rlimit {name} is given twice")
-        soft = number(item, "soft", f"process.rlimits.{name}.", 0, 2**64 - 1)
-        hard = number(item, "hard", f"process.rlimits.{name}.", 0, 2**64 - 1)
+            raise InvalidArgument(f"process.rlimits: rlimit {name} is given twice")
+        soft = number(item, "soft", "process.rlimits.", 0, 2**64 - 1)
+        hard = number(item, "hard", "process.rlimits.", 0, 2**64 - 1)
         limits[name] = Rlimit(name, RLIMITS[name], soft, hard)
     return tuple(limits.values())
 
@@ -199,25 +199,24 @@ def _read_scheduler(document: Mapping[str, Any]) -> Scheduler | None:
     w = "process.scheduler."
     policy = text(section, "policy", w)
     if policy not in _SCHEDULERS:
-        raise InvalidArgument(f"invalid scheduler policy {policy!r}")
+        raise InvalidArgument(f"process.scheduler.policy: invalid scheduler policy {policy!r}")
     flags = 0
     for name in strings(section, "flags", w):
         if name not in _SCHEDULER_FLAGS:
-            raise InvalidArgument(f"invalid scheduler flag {name!r}")
+            raise InvalidArgument(f"process.scheduler.flags: invalid scheduler flag {name!r}")
         flags |= _SCHEDULER_FLAGS[name]
     top = 2**64 - 1
     if policy not in ("SCHED_FIFO", "SCHED_RR") and section.get("priority"):
         raise InvalidArgument(f"{w}priority can only be specified for SCHED_FIFO or SCHED_RR")
-    if policy != "SCHED_DEADLINE" and any(section.get(key) for key in ("runtime", "deadline", "period")):
+    times = {key: number(section, key, w, 0, top) for key in ("runtime", "deadline", "period")}
+    if policy != "SCHED_DEADLINE" and any(times.values()):
         raise InvalidArgument(f"{w}runtime, deadline and period can only be specified for SCHED_DEADLINE")
     return Scheduler(
         policy=_SCHEDULERS[policy],
         flags=flags,
         nice=number(section, "nice", w, -20, 19),
         priority=number(section, "priority", w, 0, 99),
-        runtime=number(section, "runtime", w, 0, top),
-        deadline=number(section, "deadline", w, 0, top),
-        period=number(section, "period", w, 0, top),
+        **times,
     )
 
 
@@ -227,7 +226,7 @@ def _read_io_priority(document: Mapping[str, Any]) -> int | None:
         return None
     kind = text(section, "class", "process.ioPriority.")
     if kind not in _IO_CLASSES:
-        raise InvalidArgument(f"invalid ioPriority.class {kind!r}")
+        raise InvalidArgument(f"process.ioPriority.class: invalid class {kind!r}")
     return _IO_CLASSES[kind] << 13 | number(section, "priority", "process.ioPriority.", 0, 7)
 
 

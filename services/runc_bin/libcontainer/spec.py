@@ -137,12 +137,12 @@ def _read_namespaces(section: Mapping[str, Any]) -> dict[str, Namespace]:
     for item in objects(section, "namespaces", "linux."):
         kind = text(item, "type", "linux.namespaces.")
         if kind not in NAMESPACE_FLAGS:
-            raise InvalidArgument(f"namespace {kind!r} does not exist")
+            raise InvalidArgument(f"linux.namespaces.type: namespace {kind!r} does not exist")
         if kind in found:
-            raise InvalidArgument(f"malformed spec file: duplicated ns {kind!r}")
+            raise InvalidArgument(f"linux.namespaces: malformed spec file: duplicated ns {kind!r}")
         path = text(item, "path", "linux.namespaces.")
         if path and not path.startswith("/"):
-            raise InvalidArgument(f"namespace path {path!r} must be absolute")
+            raise InvalidArgument(f"linux.namespaces.path: namespace path {path!r} must be absolute")
         found[kind] = Namespace(kind, path)
     return found
 
@@ -161,10 +161,10 @@ def _read_mount(item: Mapping[str, Any], bundle: str, namespaces: Mapping[str, N
     if options.flags & MS_BIND:
         kind = "bind"
         if not source and not options.remount:
-            raise InvalidArgument(f"mounts: a bind needs a source ({destination})")
+            raise InvalidArgument(f"mounts.source: a bind needs a source ({destination})")
         source = os.path.join(bundle, source) if source else ""
     elif not kind and not options.remount:
-        raise InvalidArgument(f"mounts: neither a type nor a bind ({destination})")
+        raise InvalidArgument(f"mounts.type: neither a type nor a bind ({destination})")
     if options.copy_up:
         from runc_bin.libcontainer import copy_up  # noqa: F401 - later nothing is loaded any more
     mount = Mount("/" + destination.lstrip("/"), kind, source, options)
@@ -178,7 +178,7 @@ def _read_id_mapped(mount: Mount, item: Mapping[str, Any], namespaces: Mapping[s
 
     where = f"({mount.destination})"
     if mount.kind != "bind" or mount.options.remount:
-        raise InvalidArgument(f"id-mapped mounts are only supported for bind-mounts {where}")
+        raise InvalidArgument(f"mounts.options: id-mapped mounts are only supported for bind-mounts {where}")
     uids = _read_mappings(item, "uidMappings", "mounts.")
     gids = _read_mappings(item, "gidMappings", "mounts.")
     if bool(uids) != bool(gids):
@@ -197,13 +197,13 @@ def _read_device(item: Mapping[str, Any]) -> Device:
     w = "linux.devices."
     path = text(item, "path", w)
     if not path.startswith("/"):
-        raise InvalidArgument(f"device path {path!r} must be absolute")
+        raise InvalidArgument(f"linux.devices.path: device path {path!r} must be absolute")
     path = os.path.normpath("/" + path.lstrip("/"))
     if path == "/":
         raise InvalidArgument("linux.devices.path must name a file")
     kind = text(item, "type", w)
     if kind not in _DEVICE_TYPES:
-        raise InvalidArgument(f"invalid device type {kind!r} of {path}")
+        raise InvalidArgument(f"linux.devices.type: invalid device type {kind!r} of {path}")
     for key in ("major", "minor"):
         if kind != "p" and item.get(key) is None:
             raise InvalidArgument(f"linux.devices.{key} must be specified for {path}")
@@ -279,9 +279,9 @@ def _check_sysctl(name: str, value: str, namespaces: Mapping[str, Namespace]) ->
     if any(c in "=+" or c.isspace() or not c.isprintable() for c in key) or not all(
         part.strip(".") for part in parts
     ):
-        raise InvalidArgument(f"sysctl {name!r} is not a valid name")
+        raise InvalidArgument(f"linux.sysctl: sysctl {name!r} is not a valid name")
     if "\n" in value or "\0" in value:
-        raise InvalidArgument(f"sysctl {name!r} has an invalid value")
+        raise InvalidArgument(f"linux.sysctl: sysctl {name!r} has an invalid value")
     if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
         wanted = "ipc"
     elif key.startswith("net."):
@@ -290,18 +290,20 @@ def _check_sysctl(name: str, value: str, namespaces: Mapping[str, Namespace]) ->
         wanted = "uts"
     elif key == "kernel.hostname":
         raise InvalidArgument(
-            f'sysctl "{name}" is not allowed as it conflicts with the OCI "hostname" field'
+            f'linux.sysctl: sysctl "{name}" is not allowed as it conflicts with the OCI "hostname" field'
             if "uts" in namespaces
-            else f'sysctl "{name}" is not allowed in the hosts UTS namespace'
+            else f'linux.sysctl: sysctl "{name}" is not allowed in the hosts UTS namespace'
         )
     elif key.startswith("user."):
         if "user" not in namespaces:
-            raise InvalidArgument(f"setting ucounts without a user namespace not allowed: {name}")
+            raise InvalidArgument(
+                f"linux.sysctl: setting ucounts without a user namespace not allowed: {name}"
+            )
         wanted = "user"
     else:
-        raise InvalidArgument(f'sysctl "{name}" is not in a separate kernel namespace')
+        raise InvalidArgument(f'linux.sysctl: sysctl "{name}" is not in a separate kernel namespace')
     if wanted not in namespaces:
-        raise InvalidArgument(f'sysctl "{name}" is not allowed in the hosts {wanted} namespace')
+        raise InvalidArgument(f'linux.sysctl: sysctl "{name}" is not allowed in the hosts {wanted} namespace')
     return key
 
 
@@ -319,9 +321,9 @@ def _root_path(document: Mapping[str, Any], bundle: str) -> tuple[str, bool]:
         raise InvalidArgument("root.path must not be empty")
     rootfs = os.path.realpath(os.path.join(bundle, path))
     if not os.path.isdir(rootfs):
-        raise InvalidArgument(f"invalid rootfs: stat {rootfs}: no such file or directory")
+        raise InvalidArgument(f"root.path: invalid rootfs: stat {rootfs}: no such file or directory")
     if rootfs == "/":
-        raise InvalidArgument("invalid rootfs: the host's root cannot be a container's")
+        raise InvalidArgument("root.path: invalid rootfs: the host's root cannot be a container's")
     return rootfs, get(root, "readonly", bool, False, "root.")
 
 
@@ -337,11 +339,16 @@ def _refuse_unbuilt(document: Mapping[str, Any], section: Mapping[str, Any]) -> 
 def _check_without_mount_namespace(section: Mapping[str, Any], namespaces: Mapping[str, Namespace]) -> None:
     """Refuse what would change the host's mounts outside the container's root, or could not be done."""
     if section.get("maskedPaths") or section.get("readonlyPaths"):
-        raise InvalidArgument("unable to restrict sys entries without a private MNT namespace")
+        raise InvalidArgument(
+            "linux.maskedPaths, linux.readonlyPaths: "
+            "unable to restrict sys entries without a private MNT namespace"
+        )
     if section.get("rootfsPropagation"):
         raise InvalidArgument("linux.rootfsPropagation needs a mount namespace")
     if "user" in namespaces:
-        raise InvalidArgument("a user namespace needs a mount namespace with it: it may not mount otherwise")
+        raise InvalidArgument(
+            "linux.namespaces: a user namespace needs a mount namespace with it: it may not mount otherwise"
+        )
 
 
 def _mount_label(section: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -381,7 +388,7 @@ def read_spec(document: Any, bundle: str) -> Spec:
         raise InvalidArgument("config.json must hold an object")
     version = text(document, "ociVersion", "")
     if not version.startswith("1."):
-        raise InvalidArgument(f"unsupported runtime spec version {version!r}")
+        raise InvalidArgument(f"ociVersion: unsupported runtime spec version {version!r}")
     section = document.get("linux")
     if section is None:
         raise InvalidArgument("linux must be specified")
@@ -394,9 +401,9 @@ def read_spec(document: Any, bundle: str) -> Spec:
     masked = strings(section, "maskedPaths", "linux.")
     read_only_paths = strings(section, "readonlyPaths", "linux.")
     if hostname and "uts" not in namespaces:
-        raise InvalidArgument("unable to set hostname without a private UTS namespace")
+        raise InvalidArgument("hostname: unable to set hostname without a private UTS namespace")
     if domainname and "uts" not in namespaces:
-        raise InvalidArgument("unable to set domainname without a private UTS namespace")
+        raise InvalidArgument("domainname: unable to set domainname without a private UTS namespace")
     if "mount" not in namespaces:
         _check_without_mount_namespace(section, namespaces)
     uid_mappings: tuple[IdMapping, ...] = ()
@@ -412,17 +419,18 @@ def read_spec(document: Any, bundle: str) -> Spec:
         from runc_bin.libcontainer import time_offsets
 
         offsets = time_offsets.read(section, namespaces.get("time"))
-    for path in masked + read_only_paths:
-        if not path.startswith("/"):
-            raise InvalidArgument(f"masked and read-only paths must be absolute, not {path!r}")
+    for field, paths in (("maskedPaths", masked), ("readonlyPaths", read_only_paths)):
+        for path in paths:
+            if not path.startswith("/"):
+                raise InvalidArgument(f"linux.{field} must be absolute, not {path!r}")
     propagation = text(section, "rootfsPropagation", "linux.")
     if propagation and propagation not in mount_options.PROPAGATION:
-        raise InvalidArgument(f"rootfsPropagation={propagation} is not supported")
+        raise InvalidArgument(f"linux.rootfsPropagation={propagation} is not supported")
     personality = get(section, "personality", dict, {}, "linux.")
     domain = text(personality, "domain", "linux.personality.")
     if personality and domain not in _PERSONALITIES:
-        raise InvalidArgument(f"invalid personality {domain!r}")
-    if personality.get("flags"):
+        raise InvalidArgument(f"linux.personality.domain: invalid personality {domain!r}")
+    if strings(personality, "flags", "linux.personality."):
         raise InvalidArgument("linux.personality.flags: the runtime spec has none yet")
     process = get(document, "process", dict, {}, "")
     mounts = tuple(_read_mount(item, bundle, namespaces) for item in objects(document, "mounts", ""))

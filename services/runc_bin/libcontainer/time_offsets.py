@@ -28,13 +28,14 @@ def read(section: Mapping[str, Any], namespace: Namespace | None) -> dict[str, t
     given = section.get("timeOffsets") is not None
     if namespace is None:
         raise InvalidArgument(
-            "time namespace offsets specified, but time namespace isn't enabled in the config"
+            "linux.timeOffsets: time namespace offsets specified, "
+            "but time namespace isn't enabled in the config"
         )
     if not os.path.exists(_OFFSETS):
         raise FailedPrecondition("time namespaces aren't enabled in the kernel")
     if given and namespace.path:
         raise InvalidArgument(
-            "time namespace enabled, but both namespace path and time offsets specified"
+            "linux.timeOffsets: time namespace enabled, but both namespace path and time offsets specified"
             " -- you may only provide one"
         )
     found = {}

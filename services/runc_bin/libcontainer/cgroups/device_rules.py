@@ -18,6 +18,7 @@ from runc_bin.record import Record
 from .resources import number, text
 
 WILDCARD = -1
+_WHERE = "devices."
 
 
 class Device(Record):
@@ -158,17 +159,20 @@ def parse_spec(devices: Iterable[Mapping[str, Any]]) -> list[Rule]:
     """The rules of `linux.resources.devices`; InvalidArgument with the entry's place for a malformed one."""
     rules = []
     for index, entry in enumerate(devices):
-        access = frozenset(text(entry, "access"))
+        access = frozenset(text(entry, "access", _WHERE))
+        field = f"linux.resources.{_WHERE}access"
         if not access:
-            raise InvalidArgument(f"device access at {index} field cannot be empty")
+            raise InvalidArgument(f"{field}: device access at {index} field cannot be empty")
         if access - ALL:
             raise InvalidArgument(
-                f"device access at {index} holds other letters than rwm: {text(entry, 'access')!r}"
+                f"{field}: device access at {index} holds other letters than rwm: {text(entry, 'access')!r}"
             )
-        kind = text(entry, "type") or "a"
+        kind = text(entry, "type", _WHERE) or "a"
         if kind not in ("a", "b", "c"):
-            raise InvalidArgument(f"invalid cgroup device type {kind!r}")
-        major, minor = number(entry, "major"), number(entry, "minor")
+            raise InvalidArgument(f"linux.resources.{_WHERE}type: invalid cgroup device type {kind!r}")
+        if not isinstance(entry.get("allow"), bool | None):
+            raise InvalidArgument(f"linux.resources.{_WHERE}allow must be true or false")
+        major, minor = number(entry, "major", _WHERE), number(entry, "minor", _WHERE)
         device = None
         if kind != "a":
             device = Device(kind, WILDCARD if major is None else major, WILDCARD if minor is None else minor)

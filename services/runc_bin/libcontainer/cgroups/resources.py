@@ -36,13 +36,15 @@ def section(resources: Resources, name: str) -> Mapping[str, Any]:
     return value
 
 
-def entries(group: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
-    """The list of objects `name`, empty when absent; InvalidArgument when it is something else."""
+def entries(group: Mapping[str, Any], name: str, where: str = "") -> Sequence[Mapping[str, Any]]:
+    """The list of objects `name`, empty when absent; InvalidArgument when it is something else. `where` as
+    for `number`.
+    """
     value = group.get(name)
     if value is None:
         return ()
     if not isinstance(value, list | tuple) or not all(isinstance(entry, Mapping) for entry in value):
-        raise InvalidArgument(f"linux.resources: {name} must be a list of objects")
+        raise InvalidArgument(f"linux.resources.{where}{name} must be a list of objects")
     return value
 
 
@@ -59,13 +61,15 @@ def number(group: Mapping[str, Any], name: str, where: str = "") -> int | None:
     return value
 
 
-def text(group: Mapping[str, Any], name: str) -> str:
-    """The string `name`, "" when absent; InvalidArgument when it is something else."""
+def text(group: Mapping[str, Any], name: str, where: str = "") -> str:
+    """The string `name`, "" when absent; InvalidArgument when it is something else. `where` as for
+    `number`.
+    """
     value = group.get(name)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InvalidArgument(f"linux.resources: {name} must be a string, not {value!r}")
+        raise InvalidArgument(f"linux.resources.{where}{name} must be a string, not {value!r}")
     return value
 
 
@@ -116,16 +120,18 @@ def check(resources: Resources, *, unified: bool) -> None:
         _check_memory(memory, unified=unified)
     if cpu := section(resources, "cpu"):
         for name in ("cpus", "mems"):
-            if (value := text(cpu, name).strip()) and not _matches(_CPU_LIST, value):
+            if (value := text(cpu, name, "cpu.").strip()) and not _matches(_CPU_LIST, value):
                 raise InvalidArgument(f"linux.resources.cpu.{name} must be a list of numbers, not {value!r}")
     if blockio := section(resources, "blockIO"):
         _check_blockio(blockio)
     hugepage_limits(resources)
-    for priority in entries(section(resources, "network"), "priorities"):
-        name = text(priority, "name")
+    for priority in entries(section(resources, "network"), "priorities", "network."):
+        name = text(priority, "name", "network.priorities.")
         if not name or "/" in name or any(c.isspace() for c in name):
             raise InvalidArgument("linux.resources.network.priorities.name must be an interface's name")
-        _in_range(number(priority, "priority"), 0, 0xFFFFFFFF, "network.priorities.priority")
+        _in_range(
+            number(priority, "priority", "network.priorities."), 0, 0xFFFFFFFF, "network.priorities.priority"
+        )
     rdma_limits(resources)
     _check_unified(resources, unified=unified)
     if unified:
@@ -157,19 +163,19 @@ def _check_memory(memory: Mapping[str, Any], *, unified: bool) -> None:
 
 def swappiness(memory: Mapping[str, Any]) -> int | None:
     """memory.swappiness; None when absent or -1, which also comes as the unsigned number of the same bits."""
-    value = number(memory, "swappiness")
+    value = number(memory, "swappiness", "memory.")
     return None if value in (-1, _U64) else value
 
 
 def _check_blockio(blockio: Mapping[str, Any]) -> None:
-    devices = entries(blockio, "weightDevice")
+    devices = entries(blockio, "weightDevice", "blockIO.")
     for field, entry in [("blockIO", blockio), *(("blockIO.weightDevice", entry) for entry in devices)]:
         for key in _WEIGHTS:
             if number(entry, key, f"{field}."):  # 0 is how an unset one may be written
                 _in_range(number(entry, key), 10, 1000, f"{field}.{key}")
     for key in ("weightDevice", *_RATES):
-        for entry in entries(blockio, key):
-            device_number(entry, key)
+        for entry in entries(blockio, key, "blockIO."):
+            device_number(entry, f"blockIO.{key}.")
     for key in _RATES:
         for entry in entries(blockio, key):
             _in_range(number(entry, "rate", f"blockIO.{key}."), 0, _U64, f"blockIO.{key}.rate")
@@ -284,7 +290,8 @@ def hugepage_limits(resources: Resources) -> list[tuple[str, int]]:
     """(page size such as `2MB`, bytes) pairs."""
     limits = []
     for entry in entries(resources, "hugepageLimits"):
-        size, limit = text(entry, "pageSize"), number(entry, "limit")
+        where = "hugepageLimits."
+        size, limit = text(entry, "pageSize", where), number(entry, "limit", where)
         if not _matches(r"\d+[KMG]B", size):
             raise InvalidArgument(f"linux.resources.hugepageLimits.pageSize: invalid size {size!r}")
         if limit is None:
@@ -312,11 +319,13 @@ def rdma_limits(resources: Resources) -> list[str]:
     return lines
 
 
-def device_number(entry: Mapping[str, Any], field: str = "") -> str:
-    """`major:minor` of a block device entry of blockIO; `field` is where it stands, for the error."""
-    major, minor = number(entry, "major"), number(entry, "minor")
-    if major is None or minor is None:
-        raise InvalidArgument(f"linux.resources.blockIO.{field}: a device needs major and minor")
-    for value in (major, minor):
-        _in_range(value, 0, 0xFFFFFFFF, f"blockIO.{field}: device number")
-    return f"{major}:{minor}"
+def device_number(entry: Mapping[str, Any], where: str = "") -> str:
+    """`major:minor` of a block device entry of blockIO; `where` as for `number`."""
+    found = []
+    for name in ("major", "minor"):
+        value = number(entry, name, where)
+        if value is None:
+            raise InvalidArgument(f"linux.resources.{where}{name} must be specified")
+        _in_range(value, 0, 0xFFFFFFFF, where + name)
+        found.append(value)
+    return f"{found[0]}:{found[1]}"
