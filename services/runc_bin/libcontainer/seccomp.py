@@ -23,7 +23,7 @@ except ImportError:  # an interpreter that keeps it elsewhere
 from runc_bin import contexts
 from runc_bin.document import render
 
-from .fields import objects, strings
+from .fields import objects, strings, text
 from .seccomp_stub import prepend_enosys_stub
 
 _KILL_PROCESS, _KILL_THREAD, _TRAP, _ERRNO = 0x80000000, 0x00000000, 0x00030000, 0x00050000
@@ -166,7 +166,7 @@ def check_flags(flags: Collection[str] | None) -> int:
     value = 0
     for flag in strings({"flags": flags}, "flags", _WHERE):
         if flag not in FLAGS:
-            raise InvalidArgument(f"seccomp flag {flag} is not known")
+            raise InvalidArgument(f"{_WHERE}flags: seccomp flag {flag} is not known")
         value |= FLAGS[flag]
     return value
 
@@ -266,32 +266,35 @@ class _Library:
         raise AttributeError(name)
 
 
-def _action(name: object, errno_ret: object) -> int:
+def _action(rule: Mapping[str, Any], name_field: str, errno_field: str, where: str) -> int:
+    name, errno_ret = rule.get(name_field), rule.get(errno_field)
     if not isinstance(name, str) or name not in ACTIONS:
-        raise InvalidArgument(f"string {name} is not a valid action for seccomp")
+        raise InvalidArgument(f"{where}{name_field}: string {name} is not a valid action for seccomp")
     action = ACTIONS[name]
     if action not in (_ERRNO, _TRACE):
         if errno_ret is not None:
-            raise InvalidArgument(f"seccomp action {name} takes no errnoRet")
+            raise InvalidArgument(f"{where}{errno_field}: seccomp action {name} takes no errnoRet")
         return action
     if errno_ret is None:
         return action | errno.EPERM
     if not isinstance(errno_ret, int) or not 0 <= errno_ret <= 0xFFFF:
-        raise InvalidArgument(f"seccomp errnoRet {errno_ret!r} is not an error number")
+        raise InvalidArgument(f"{where}{errno_field}: seccomp errnoRet {errno_ret!r} is not an error number")
     return action | errno_ret
 
 
 def _tests(call: Mapping[str, Any]) -> list[_ArgumentTest]:
-    tests = []
+    tests, where = [], f"{_WHERE}syscalls.args."
     for argument in objects(call, "args", f"{_WHERE}syscalls."):
-        operator = argument.get("op")
+        operator = text(argument, "op", where)
         if operator not in OPERATORS:
-            raise InvalidArgument(f"string {operator} is not a valid operator for seccomp")
+            raise InvalidArgument(f"{where}op: string {operator} is not a valid operator for seccomp")
         index, value, second = argument.get("index", 0), argument.get("value", 0), argument.get("valueTwo", 0)
         if not isinstance(index, int) or not 0 <= index <= 5:
-            raise InvalidArgument(f"seccomp argument index {index!r} is not in 0 to 5")
+            raise InvalidArgument(f"{where}index: seccomp argument index {index!r} is not in 0 to 5")
         if not all(isinstance(number, int) and 0 <= number < 1 << 64 for number in (value, second)):
-            raise InvalidArgument("seccomp argument values must be unsigned 64-bit numbers")
+            raise InvalidArgument(
+                f"{where}value, {where}valueTwo: seccomp argument values must be unsigned 64-bit numbers"
+            )
         tests.append(_ArgumentTest(index, OPERATORS[operator], value, second))
     return tests
 
@@ -301,11 +304,11 @@ def _compile(spec: Mapping[str, Any]) -> bytes:
     calls = objects(spec, "syscalls", _WHERE)
     if not spec.get("defaultAction") and not calls:
         return b""
-    default = _action(spec.get("defaultAction"), spec.get("defaultErrnoRet"))
+    default = _action(spec, "defaultAction", "defaultErrnoRet", _WHERE)
     check_flags(spec.get("flags"))
     for name in names:
         if name not in ARCHITECTURES:
-            raise InvalidArgument(f"string {name} is not a valid arch for seccomp")
+            raise InvalidArgument(f"{_WHERE}architectures: string {name} is not a valid arch for seccomp")
     rules = [rule for call in calls for rule in _rules(call)]
 
     library = _Library()
@@ -339,14 +342,14 @@ def _compile(spec: Mapping[str, Any]) -> bytes:
 
 
 def _rules(call: Mapping[str, Any]) -> list[tuple[str, int, list[_ArgumentTest]]]:
-    action, tests = _action(call.get("action"), call.get("errnoRet")), _tests(call)
+    action, tests = _action(call, "action", "errnoRet", f"{_WHERE}syscalls."), _tests(call)
     names = strings(call, "names", f"{_WHERE}syscalls.")
     if not names:
         raise InvalidArgument("linux.seccomp.syscalls.names must hold the name of a system call")
     rules = []
     for name in names:
         if not name:
-            raise InvalidArgument("empty string is not a valid syscall")
+            raise InvalidArgument(f"{_WHERE}syscalls.names: empty string is not a valid syscall")
         rules.append((name, action, tests))
     return rules
 

@@ -112,7 +112,7 @@ def document() -> dict[str, Any]:
         personality={"domain": "LINUX", "flags": []},
         resources=LIMITS,
         seccomp={
-            "defaultAction": "SCMP_ACT_ALLOW",
+            "defaultAction": "SCMP_ACT_ERRNO",
             "defaultErrnoRet": 1,
             "architectures": ["SCMP_ARCH_X86_64"],
             "flags": ["SECCOMP_FILTER_FLAG_LOG"],

@@ -170,15 +170,15 @@ def parse_spec(devices: Iterable[Mapping[str, Any]]) -> list[Rule]:
         kind = text(entry, "type", _WHERE) or "a"
         if kind not in ("a", "b", "c"):
             raise InvalidArgument(f"linux.resources.{_WHERE}type: invalid cgroup device type {kind!r}")
-        if not isinstance(entry.get("allow"), bool | None):
-            raise InvalidArgument(f"linux.resources.{_WHERE}allow must be true or false")
         major, minor = number(entry, "major", _WHERE), number(entry, "minor", _WHERE)
         device = None
         if kind != "a":
             device = Device(kind, WILDCARD if major is None else major, WILDCARD if minor is None else minor)
         allow = entry.get("allow", False)
         if not isinstance(allow, bool):
-            raise InvalidArgument(f"device allow at {index} must be true or false, not {allow!r}")
+            raise InvalidArgument(
+                f"linux.resources.{_WHERE}allow: device allow at {index} must be true or false, not {allow!r}"
+            )
         rules.append(Rule(allow, device, access))
     return rules
 
