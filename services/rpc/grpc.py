@@ -43,6 +43,8 @@ _DETAILS = "grpc-status-details-bin"
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 _MESSAGE_LIMIT = 4096  # bytes of message in a trailer: clients refuse large header lists
 _LARGEST_FRAME = 1 << 20  # bytes
+_MOST_CALLS = 100_000  # at a time on one connection
+_LARGEST_MESSAGE = 16 << 20  # bytes that a client may send, as to containerd
 _AT_ONCE = 8192  # bytes that are worth a write of their own
 # Unary calls that end when a process does: a deadline would be a wrong answer.
 _UNBOUNDED = frozenset({"/containerd.services.tasks.v1.Tasks/Wait", "/containerd.task.v2.Task/Wait"})
@@ -144,12 +146,15 @@ class ConnectionLost(errdefs.Unavailable):
 class _ClientProtocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, _Gathered(cast(asyncio.Transport, transport))))
-        _take_large_frames(self)
+        _take_much(self)
 
 
-def _take_large_frames(protocol: H2Protocol) -> None:
-    """Announce that the other side may send blobs in pieces larger than the 16 KiB of RFC 9113, 4.2."""
-    protocol.connection._connection.update_settings({SettingCodes.MAX_FRAME_SIZE: _LARGEST_FRAME})
+def _take_much(protocol: H2Protocol) -> None:
+    """Announce that the other side may send blobs in pieces larger than the 16 KiB of RFC 9113, 4.2, and have
+    more calls under way than h2's 100: a client waits for each of its containers on one connection."""
+    protocol.connection._connection.update_settings(
+        {SettingCodes.MAX_FRAME_SIZE: _LARGEST_FRAME, SettingCodes.MAX_CONCURRENT_STREAMS: _MOST_CALLS}
+    )
     protocol.connection.flush()
 
 
@@ -299,10 +304,29 @@ class _Methods(dict[str, Handler]):
         return Handler(refuse, Cardinality.STREAM_STREAM, betterproto2.Message, betterproto2.Message)
 
 
+class _Limited:
+    """A stream from which no message of more than `_LARGEST_MESSAGE` bytes is read: it is refused by its
+    length, so that only what flow control had let through was ever in memory."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def recv_data(self, size: int) -> bytes:
+        if size > _LARGEST_MESSAGE:
+            raise errdefs.ResourceExhausted(
+                f"grpc: received message larger than max ({size} vs. {_LARGEST_MESSAGE})"
+            )
+        return cast(bytes, await self._stream.recv_data(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _guarded(method: str, handler: Handler) -> Handler:
     """The handler with its call known to `current_call` and its errors put into trailers."""
 
     async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
+        stream._stream = cast(Any, _Limited(stream._stream))
         _call.set(Call(method, cast(Mapping[str, str | bytes], stream.metadata or {}), stream))
         try:
             await handler.func(stream)
@@ -344,7 +368,7 @@ class _Protocol(H2Protocol):
                 cast(asyncio.Transport, transport).abort()
                 return
         super().connection_made(cast(asyncio.Transport, _Gathered(cast(asyncio.Transport, transport))))
-        _take_large_frames(self)
+        _take_much(self)
         self.open_connections.add(self)
 
     def data_received(self, data: bytes) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from rpc.grpc import current_call
 
+from containerd_svc import identifiers
+
 _LEASE = "containerd-lease"
 
 
 def namespace() -> str:
-    """The caller's namespace. Raises FailedPrecondition without one."""
-    return current_call().namespace
+    """The caller's namespace. Raises FailedPrecondition without one, InvalidArgument for a bad one."""
+    name = current_call().namespace
+    identifiers.validate(name, "namespace validation")
+    return name
 
 
 def lease() -> str:
