@@ -11,7 +11,7 @@ from container_log.run import Damage, Run
 CHUNK = 512 * 1024
 """Bytes that one read looks at, unless one record is longer."""
 _BLOCK = 64 * 1024  # bytes of one look from the end
-_MARK_BYTES = 64
+MARK_BYTES = 64
 
 
 class JsonFile:
@@ -28,8 +28,8 @@ class JsonFile:
 
     def refresh_mark(self) -> None:
         """Look at the first bytes again, when there were too few of them."""
-        first = b"" if self.mark else os.pread(self.fd, _MARK_BYTES, 0)
-        if len(first) == _MARK_BYTES:
+        first = b"" if self.mark else os.pread(self.fd, MARK_BYTES, 0)
+        if len(first) == MARK_BYTES:
             self.mark = zlib.crc32(first)
 
     @property
@@ -65,6 +65,18 @@ class JsonFile:
             if b"\n" in more:
                 break
         return b"".join(parts)
+
+    def cut(self, offset: int) -> bool:
+        """Whether the file has become shorter than it was when that offset was read."""
+        return self.size < offset
+
+    def place(self, offset: int) -> int:
+        """Where in the file that offset is."""
+        return offset
+
+    def skip_to(self, at: int, offset: int) -> int:
+        """The offset at a place of the file where a record begins; `offset` when none does."""
+        return at if at > offset and self._pread(1, at - 1) == b"\n" else offset
 
     def torn(self, offset: int) -> int:
         """How many bytes there are behind an offset at which no whole record begins any more."""

@@ -11,15 +11,19 @@ from __future__ import annotations
 import os
 import struct
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from container_log.json_file import JsonFile
+from container_log.member_file import MemberFile
+from container_log.members import SIGNATURE
 from container_log.run import Damage, Run
+from container_log.time_index import TimeIndex
 from container_log.times import nanoseconds, with_all_digits
 
+LogFile = JsonFile | MemberFile
 _FRAME = struct.Struct(">BxxxI")
 
 
@@ -122,13 +126,86 @@ def _details(attrs: Mapping[str, str] | None) -> bytes:
     ).encode()
 
 
-class LogReader:
-    """One reader. `read` gives the next bytes for the client; `close` when done."""
+def open_file(fd: int, driver: str) -> LogFile:
+    """A reader of the file, which it takes. driver: that wrote it; its rotated files may be compressed."""
+    if driver == "local" or os.pread(fd, len(SIGNATURE), 0) == SIGNATURE:
+        return MemberFile(fd)
+    return JsonFile(fd)
 
-    def __init__(self, path: Path, options: LogOptions, position: str = "") -> None:
+
+def same_file(one: LogFile, other: LogFile) -> bool:
+    """Whether they are one file, or one has been compressed to the other. Inodes are used again."""
+    return (one.inode, one.mark) == (other.inode, other.mark)
+
+
+def log_files(path: Path) -> list[Path]:
+    """The files of a log that there are now, the oldest first, `path` last even where it is not there."""
+    older: dict[int, Path] = {}
+    for name in path.parent.glob(f"{path.name}.*"):
+        number = name.name[len(path.name) + 1 :].removesuffix(".gz")
+        # Of a file and its compressed copy either will do.
+        if number.isdecimal() and (int(number) not in older or name.suffix != ".gz"):
+            older[int(number)] = name
+    return [older[number] for number in sorted(older, reverse=True)] + [path]
+
+
+def _newest_first(path: Path) -> Iterator[Path]:
+    """The names of a log's files, and behind them those that a rotation has made meanwhile."""
+    names = log_files(path)
+    yield from reversed(names)
+    while len(more := log_files(path)) > len(names):
+        yield from reversed(more[: len(more) - len(names)])
+        names = more
+
+
+def up_to(path: Path, driver: str, options: LogOptions, fd: int, size: int) -> Iterator[bytes]:
+    """All that a log holds up to a place in its newest file, formatted. fd: of that file, taken; size: bytes
+    of it.
+    """
+    form = Format(options)
+    last = open_file(fd, driver)
+    files = [last]
+    met = False
+    # From the newest on: a rotation may come in between, so that a file is met twice, but none is missed.
+    for name in _newest_first(path):
+        try:
+            file = open_file(os.open(name, os.O_RDONLY | os.O_CLOEXEC), driver)
+        except FileNotFoundError:
+            continue
+        met = met or same_file(file, last)  # what comes before it in this order is newer
+        if not met or any(same_file(file, other) for other in files):
+            file.close()
+        else:
+            files.append(file)
+    try:
+        for file in reversed(files):
+            limit = size if file is last else None
+            offset, more = 0, True
+            while more:
+                entries, after = file.read(offset, limit)
+                more, offset = after > offset, after
+                yield form.of(entries)
+            if file is not last and (torn := file.torn(offset)):
+                yield form.of([Damage(torn)])
+    finally:
+        for file in files:
+            file.close()
+
+
+class LogReader:
+    """One reader. `read` gives the next bytes for the client. driver: json-file or local."""
+
+    def __init__(
+        self, path: Path, options: LogOptions, position: str = "", driver: str = "json-file"
+    ) -> None:
         self._path = path
+        self._driver = driver
+        self._since = options.since
         self._format = Format(options)
-        self._file: JsonFile | None = None
+        self._file: LogFile | None = None
+        self._index: TimeIndex | None = None
+        self.bytes_read = 0
+        """Of files that are closed; for those who measure."""
         self._offset = 0
         if position:
             identity, _, offset = position.rpartition(":")
@@ -159,15 +236,24 @@ class LogReader:
             self._open_oldest()
             if self._file is None:
                 return b"", True
+        if self._index is not None:
+            self._skip(self._file, self._index)
         entries, after = self._file.read(self._offset)
         if after > self._offset:
             self._offset = after
             return self._format.of(entries), False
         # At the end of the file, perhaps behind a torn record: it is whole in a moment, or never will be.
-        if self._file.size < self._offset:
+        if self._file.cut(self._offset):
             self._offset = 0  # Emptied in place.
             return b"", False
         return self._next_file()
+
+    def _skip(self, file: LogFile, index: TimeIndex) -> None:
+        """Leave out what is older than all that is wanted."""
+        at = file.place(self._offset)
+        further = index.skip(at, file.size, self._since)
+        if further > at:
+            self._offset = file.skip_to(further, self._offset)
 
     @property
     def torn(self) -> int:
@@ -181,31 +267,24 @@ class LogReader:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
+            self.bytes_read += self._file.bytes_read + (self._index.bytes_read if self._index else 0)
             self._file.close()
             self._file = None
 
     # Files
 
-    def _files(self) -> list[Path]:
-        """The log's files, the oldest first."""
-        older = []
-        for path in self._path.parent.glob(f"{self._path.name}.*"):
-            number = path.name[len(self._path.name) + 1 :]
-            if number.isdecimal():
-                older.append((-int(number), path))
-        return [path for _, path in sorted(older)] + [self._path]
-
-    def _open(self, path: Path) -> JsonFile | None:
+    def _open(self, path: Path) -> LogFile | None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         self.close()
-        self._file = JsonFile(fd)
+        self._file = open_file(fd, self._driver)
+        self._index = TimeIndex(str(path), self._file.inode) if self._since else None
         return self._file
 
     def _open_oldest(self) -> None:
-        for path in self._files():
+        for path in log_files(self._path):
             if self._open(path):
                 self._offset = 0
                 return
@@ -213,7 +292,7 @@ class LogReader:
     def _reopen(self, identity: str) -> None:
         """Open the file of a given position; when it has been rotated away, the oldest there is."""
         inode, mark = (int(part) for part in identity.split(":"))
-        for path in self._files():
+        for path in log_files(self._path):
             # A file that was too short for a mark when the position was taken is known by its inode alone.
             file = self._open(path)
             if file is not None and file.inode == inode and mark in (0, file.mark):
@@ -225,24 +304,36 @@ class LogReader:
         """At the open file's end: go on with the file that came after it. True when it is the newest."""
         assert self._file is not None
         self._file.refresh_mark()
-        inode = self._file.inode
-        files = self._files()
-        inodes = [_inode(path) for path in files]
-        if inodes[-1] == inode or inodes[-1] is None:
+        files = log_files(self._path)
+        which = next((at for at in reversed(range(len(files))) if self._is_open(files[at])), -1)
+        if which == len(files) - 1 or not self._path.exists():
             return b"", True
         # What was written between our last look and the rename.
         if self._file.read(self._offset)[1] > self._offset:
             return b"", False
         torn = self._file.torn(self._offset)
-        following = inodes.index(inode) + 1 if inode in inodes else 0
-        if not self._open(files[following]):
+        if not self._open(files[which + 1]):
             return b"", True
         self._offset = 0
         return self.damage(torn) if torn else b"", False
 
+    def _is_open(self, path: Path) -> bool:
+        """Whether the open file has this name now."""
+        assert self._file is not None
+        try:
+            if os.path.samestat(os.stat(path), os.fstat(self._file.fd)):
+                return True
+            other = open_file(os.open(path, os.O_RDONLY | os.O_CLOEXEC), self._driver)
+        except FileNotFoundError:
+            return False
+        try:
+            return same_file(self._file, other)
+        finally:
+            other.close()
+
     def _seek_tail(self, count: int) -> None:
         """Stand `count` records before the end of the log."""
-        for path in reversed(self._files()):
+        for path in reversed(log_files(self._path)):
             file = self._open(path)
             if file is None:
                 continue
@@ -250,10 +341,3 @@ class LogReader:
             count -= found
             if count <= 0:
                 return
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None

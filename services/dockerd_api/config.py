@@ -40,7 +40,7 @@ _OPTIONS: tuple[tuple[str, str, str, Any, str], ...] = (
     ("--default-shm-size", "default-shm-size", "size", 64 << 20, "size of /dev/shm"),
     ("--default-cgroupns-mode", "default-cgroupns-mode", "str", "", "host or private"),
     ("--default-ipc-mode", "default-ipc-mode", "str", "private", "private or shareable"),
-    ("--log-driver", "log-driver", "str", "json-file", "json-file or none"),
+    ("--log-driver", "log-driver", "str", "json-file", "json-file, local, journald or none"),
     ("--log-opt", "log-opts", "map", {}, "options of the log driver"),
     ("--seccomp-profile", "seccomp-profile", "str", "builtin", "builtin, unconfined or a file"),
     ("--no-new-privileges", "no-new-privileges", "bool", False, "set it for every container"),

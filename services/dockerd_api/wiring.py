@@ -23,7 +23,7 @@ from dockerd_api import config as configuration
 from dockerd_api import hijack
 from dockerd_api.accepting import Acceptor
 from dockerd_api.config import Config
-from dockerd_api.engine import events, exits, recovery, store
+from dockerd_api.engine import events, exits, log_drivers, recovery, store
 from dockerd_api.engine.confinement import Confinement
 from dockerd_api.engine.containers import Containers
 from dockerd_api.engine.engine import Engine, Settings
@@ -129,6 +129,7 @@ async def _engine(
     data_root = Path(config["data-root"])
     folder = data_root / "containers"
     spool = data_root / "tmp"
+    log_drivers.check({"Type": config["log-driver"], "Config": config["log-opts"]})
     for path in (folder, spool):
         path.mkdir(mode=0o710, parents=True, exist_ok=True)
     # Where the installed services share it, it is there; above another containerd nobody else makes it.

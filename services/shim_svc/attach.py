@@ -14,15 +14,16 @@ import socket
 import struct
 from collections.abc import Callable
 
+from container_log.reader import Format, LogOptions
 from pb.buoy.attach.v1 import Attach
 
 from shim_svc.detach import DetachKeys, parse_keys
-from shim_svc.logs import STREAMS, JsonFileLog
-from shim_svc.replay import LogCursor
+from shim_svc.logs import ContainerLog
+from shim_svc.replay import Replay
 from shim_svc.spill import Spill
 from shim_svc.stdio import Input
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _CHUNK = 64 * 1024
 _LINGER = 10.0  # seconds in which a client that has got everything is to close its side
@@ -40,16 +41,14 @@ class Client:
         *,
         terminal: bool,
         spill: Spill,
-        cursor: LogCursor | None,
-        log_file: JsonFileLog | None,
+        replayed: ContainerLog | None,
         closed: Callable[[Client], None],
     ) -> None:
         self._attach = attach
         self._sock = sock
         self._terminal = terminal
         self._spill = spill
-        self._cursor = cursor
-        self._log = log_file
+        self._replay: Replay | None = None
         self._closed = closed
         self._keys = DetachKeys(parse_keys(attach.detach_keys) if terminal else b"")
         self._input: Input | None = None
@@ -61,8 +60,8 @@ class Client:
         sock.setblocking(False)
         if not attach.stdin:
             self._read(True)
-        if cursor is not None:
-            self._pump()
+        if replayed is not None:
+            self._begin_replay(replayed)
         elif not attach.stream:
             self.finish()
 
@@ -75,16 +74,41 @@ class Client:
 
     def send(self, stream: str, data: bytes) -> None:
         """Output of the process, as it comes."""
-        # While the log is being replayed, this output will be found there.
-        if self._cursor is None and not self._finishing:
+        if not self._finishing:
             self._put(stream, data)
+
+    def _begin_replay(self, log: ContainerLog) -> None:
+        """Send what the log holds, by a child; what comes meanwhile waits behind it."""
+        options = LogOptions(
+            stdout=self._attach.stdout, stderr=self._attach.stderr, multiplexed=self._attach.multiplexed
+        )
+        try:
+            self._replay = Replay(log, options, self._sock, self._replayed)
+        except OSError as error:
+            _log.warning("no process to replay the log with: %s", error)
+            self.close()
+            return
+        if not self._spill.append(Format(options).of([*log.pending()])):
+            self._drop()
+        self._finishing = not self._attach.stream
+
+    def _replayed(self, whole: bool) -> None:
+        self._replay = None
+        if whole:
+            self._pump()
+        else:
+            self.close()
+
+    def _drop(self) -> None:
+        _log.warning("an attached client that does not read was dropped")
+        self.close()
 
     def _put(self, stream: str, data: bytes) -> None:
         if not (self._attach.stdout if stream == "stdout" else self._attach.stderr) or not data:
             return
         header = _HEADER.pack(_NUMBER[stream], len(data)) if self._attach.multiplexed else b""
         sent = 0
-        if not self._spill.size:
+        if not self._spill.size and self._replay is None:
             try:
                 sent = self._sock.sendmsg([header, data], (), socket.MSG_NOSIGNAL)
             except BlockingIOError:
@@ -95,51 +119,30 @@ class Client:
         if sent < len(header) + len(data):
             rest = (header + data)[sent:]
             if not self._spill.append(rest):
-                log.warning("an attached client that does not read was dropped")
-                self.close()
-                return
-            self._write(True)
+                self._drop()
+            elif self._replay is None:
+                self._write(True)
 
     def _pump(self) -> None:
-        """Send the backlog, then go on with the replay; called whenever the socket takes bytes."""
-        while True:
-            try:
-                self._spill.send(self._sock)
-            except BlockingIOError:
-                self._write(True)
-                return
-            except OSError:
-                self.close()
-                return
-            if self._cursor is None:
-                break
-            entries = self._cursor.read()
-            if entries is None:
-                # What comes from now on is sent as it comes.
-                assert self._log is not None
-                rest = self._cursor.rest()
-                self._cursor.close()
-                self._cursor = None
-                for stream, data in [*rest, *((name, self._log.unfinished(name)) for name in STREAMS)]:
-                    self._put(stream, data)
-                if not self._attach.stream:
-                    self._finishing = True
-                continue
-            for stream, data in entries:
-                self._put(stream, data)
-                if self._sock.fileno() < 0:
-                    return
-        if not self._spill.size:
-            self._write(False)
-            if self._finishing:
-                self._half_close()
+        """Send the backlog; called whenever the socket takes bytes."""
+        try:
+            self._spill.send(self._sock)
+        except BlockingIOError:
+            self._write(True)
+            return
+        except OSError:
+            self.close()
+            return
+        self._write(False)
+        if self._finishing:
+            self._half_close()
 
     def finish(self) -> None:
         """No output will come any more: send what is left, then end the connection."""
         if self._sock.fileno() < 0 or self._finishing:
             return
         self._finishing = True
-        if self._cursor is None and not self._spill.size:
+        if self._replay is None and not self._spill.size:
             self._half_close()
 
     def _half_close(self) -> None:
@@ -241,8 +244,8 @@ class Client:
         self._write(False)
         if self._linger is not None:
             self._linger.cancel()
-        if self._cursor is not None:
-            self._cursor.close()
+        if self._replay is not None:
+            self._replay.stop()
         self._spill.close()
         self._sock.close()
         self._closed(self)
@@ -275,7 +278,7 @@ class Attachments:
     spill_folder: where backlogs may lie; None for memory.
     """
 
-    def __init__(self, *, terminal: bool, log_file: JsonFileLog | None, spill_folder: str | None) -> None:
+    def __init__(self, *, terminal: bool, log_file: ContainerLog | None, spill_folder: str | None) -> None:
         self._terminal = terminal
         self._log = log_file
         self._spill_folder = spill_folder
@@ -308,14 +311,12 @@ class Attachments:
             parse_keys(attach.detach_keys)
         if attach.attach_id:
             self._seen.add(attach.attach_id)
-        cursor = LogCursor(self._log.writer) if attach.logs and self._log is not None else None
         client = Client(
             attach,
             sock,
             terminal=self._terminal,
             spill=Spill(self._spill_folder, self._room),
-            cursor=cursor,
-            log_file=self._log,
+            replayed=self._log if attach.logs and self._log is not None and self._log.readable else None,
             closed=self._clients_remove,
         )
         if sock.fileno() < 0:

@@ -32,6 +32,9 @@ class Spec:
     log_path: str
     log_max_size: int
     log_max_file: int
+    log_compress: bool
+    log_buffer: int | None
+    log_attrs: dict[str, str]
     own_pid_namespace: bool
 
 
@@ -48,9 +51,9 @@ def read_spec(bundle: str) -> Spec:
     annotations = document.get("annotations") or {}
     driver = str(annotations.get(PREFIX + "log.driver", "none"))
     path = str(annotations.get(PREFIX + "log.path", ""))
-    if driver not in ("json-file", "none"):
+    if driver not in ("json-file", "local", "journald", "none"):
         raise errdefs.InvalidArgument(f"{PREFIX}log.driver: unknown driver {driver!r}")
-    if driver == "json-file" and not os.path.isabs(path):
+    if driver in ("json-file", "local") and not os.path.isabs(path):
         raise errdefs.InvalidArgument(f"{PREFIX}log.path: an absolute path is needed")
     namespaces = ((document.get("linux") or {}).get("namespaces")) or []
     return Spec(
@@ -59,6 +62,9 @@ def read_spec(bundle: str) -> Spec:
         log_path=path,
         log_max_size=_number(annotations, "log.max-size", 0),
         log_max_file=max(1, _number(annotations, "log.max-file", 1)),
+        log_compress=annotations.get(PREFIX + "log.compress") == "true",
+        log_buffer=_number(annotations, "log.buffer", 0) or None,
+        log_attrs=_attrs(annotations),
         own_pid_namespace=any(ns.get("type") == "pid" and not ns.get("path") for ns in namespaces),
     )
 
@@ -68,6 +74,17 @@ def _number(annotations: dict[str, Any], name: str, default: int) -> int:
     if not text.isdigit():
         raise errdefs.InvalidArgument(f"{PREFIX}{name}: {text!r} is not a number")
     return int(text)
+
+
+def _attrs(annotations: dict[str, Any]) -> dict[str, str]:
+    text = str(annotations.get(PREFIX + "log.attrs") or "{}")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise errdefs.InvalidArgument(f"{PREFIX}log.attrs: {text!r} is not an object of strings")
+    return found
 
 
 @dataclass(frozen=True)

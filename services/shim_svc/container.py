@@ -23,7 +23,7 @@ from shim_svc.bundle import Spec, TaskState, read_spec, remove_file, write_file,
 from shim_svc.disk_writer import DiskWriter
 from shim_svc.exit_record import ExitRecord
 from shim_svc.facts import Facts
-from shim_svc.logs import JsonFileLog, open_log
+from shim_svc.logs import ContainerLog, open_log
 from shim_svc.oom import OomWatch
 from shim_svc.process import Process, Status, check_identifier
 from shim_svc.reaper import Exit, Reaper
@@ -165,7 +165,7 @@ class Container:
         except errdefs.BuoyError as error:
             log.warning("after a failed create: %s", error.message)  # the create's own error is told
 
-    def _attachments(self, process: Process, log_file: JsonFileLog | None) -> Attachments:
+    def _attachments(self, process: Process, log_file: ContainerLog | None) -> Attachments:
         folder = self.spec.container_dir if self.spec.container_dir != self.bundle else None
         return Attachments(terminal=process.stdio.terminal, log_file=log_file, spill_folder=folder)
 

@@ -27,6 +27,7 @@ import errno
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import struct
@@ -39,7 +40,7 @@ from linux.fds import receive_fds, send_fds
 from shim_svc import exit_record
 from shim_svc.exit_record import ExitRecord
 from shim_svc.forks import fork_child
-from shim_svc.log_file import LogFile
+from shim_svc.log_file import Compression, LogFile
 from shim_svc.title import set_title
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,11 @@ FULL = 1 << 20  # bytes in the queue above which sources pause, as much as Docke
 STALL = 1.0  # seconds without any progress in which they do
 IDLE = 2.0  # seconds after which a child that has nothing to do is let go
 _RING = 8 << 20  # bytes that fit: FULL, and the largest entry of one read (64 KiB of newlines)
-_CHUNK = 256 << 10
+_CHUNK = 512 << 10
 _RETRY = 0.5  # seconds between tries on a disk that refuses, or to fork
 _WARN_EVERY = 60.0
 
-_HEADER = struct.Struct("<QQ")  # behind the ring: stream position of its first byte, and of its end
+_HEADER = struct.Struct("<QQQ")  # behind the ring: position of its first byte, of its end, latest time in it
 _ANSWER = struct.Struct("<QQII")  # position, offset, errno, kind
 _WRITTEN, _ASLEEP, _DONE = 0, 1, 2
 _POSITION = struct.Struct("<Q")
@@ -61,20 +62,23 @@ _POSITION = struct.Struct("<Q")
 class _Queue:
     """The ring, shared by the shim and its child. Positions are those of the whole stream of bytes."""
 
-    def __init__(self, position: int) -> None:
+    def __init__(self, position: int, size: int) -> None:
         self.fd = os.memfd_create("disk-queue", os.MFD_CLOEXEC)
+        self.size = size
         self.origin = self.head = position
+        self.latest = 0
         self._tell()
 
     def _tell(self) -> None:
-        os.pwrite(self.fd, _HEADER.pack(self.origin, self.head), _RING)
+        os.pwrite(self.fd, _HEADER.pack(self.origin, self.head, self.latest), self.size)
 
-    def put(self, data: bytes, *, empty: bool) -> None:
+    def put(self, data: bytes, latest: int, *, empty: bool) -> None:
         """Append; empty: whether the child has taken everything, so that the same memory is used again."""
         if empty:
             self.origin = self.head
-        at = (self.head - self.origin) % _RING
-        first = _RING - at
+        self.latest = latest
+        at = (self.head - self.origin) % self.size
+        first = self.size - at
         done = os.pwrite(self.fd, data[:first], at)
         if len(data) > first:
             done += os.pwrite(self.fd, data[first:], 0)
@@ -85,12 +89,12 @@ class _Queue:
 
     def look(self) -> None:
         """In the child: learn what the shim has put."""
-        self.origin, self.head = _HEADER.unpack(os.pread(self.fd, _HEADER.size, _RING))
+        self.origin, self.head, self.latest = _HEADER.unpack(os.pread(self.fd, _HEADER.size, self.size))
 
     def get(self, start: int, end: int) -> bytes:
         """The bytes between two positions."""
-        at = (start - self.origin) % _RING
-        data = os.pread(self.fd, min(end - start, _RING - at), at)
+        at = (start - self.origin) % self.size
+        data = os.pread(self.fd, min(end - start, self.size - at), at)
         if len(data) < end - start:
             data += os.pread(self.fd, end - start - len(data), 0)
         return data
@@ -99,16 +103,28 @@ class _Queue:
 class DiskWriter:
     """The shim's side. file: what is appended to; None: there are only exit records to be written.
 
-    notice: makes the bytes that tell, in the file, how many lines are missing there. Needs a running loop.
+    notice: makes the bytes that tell, in the file, how many lines are missing there. lines: counts those in
+    bytes that are dropped. buffer: bytes that may wait, above which what comes is dropped at once; None:
+    sources are asked to pause instead. Needs a running loop.
     """
 
-    def __init__(self, file: LogFile | None, *, notice: Callable[[int], bytes] | None = None) -> None:
+    def __init__(
+        self,
+        file: LogFile | None,
+        *,
+        notice: Callable[[int], bytes] | None = None,
+        lines: Callable[[bytes], int] | None = None,
+        buffer: int | None = None,
+    ) -> None:
         self.file = file
+        self._lines = lines or _newlines
+        self._buffer = buffer
+        self._ring_size = max(_RING, 2 * (buffer or 0))
         self.dropped_lines = 0
         self.on_room: Callable[[], None] = _nothing
         """Called when sources that were to pause may go on."""
-        self.on_rotation: list[Callable[[], None]] = []
-        """Called when `file` is a new one; the one before is complete."""
+        self.on_drop: Callable[[], None] = _nothing
+        """Called when lines begin to be dropped."""
         self._notice = notice
         self._head = self._tail = 0
         self._offset = file.size if file is not None else 0
@@ -132,17 +148,21 @@ class DiskWriter:
 
     # The queue
 
-    def append(self, data: bytes) -> bool:
-        """Take bytes for the file, or drop them; False when no more should come until `on_room`."""
-        if self._dropping or self._closed or self._head - self._tail + len(data) > _RING:
+    def append(self, data: bytes, latest: int = 0) -> bool:
+        """Take bytes for the file, or drop them; False when no more should come until `on_room`.
+
+        latest: no time in the data or before it is later.
+        """
+        most = self._ring_size if self._buffer is None else max(self._buffer, len(data))
+        if self._dropping or self._closed or self._head - self._tail + len(data) > most:
             self._drop(data)
             return True
         try:
-            self._put(data)
+            self._put(data, latest)
         except OSError as error:  # no memory
             self._drop(data, error.errno or 0)
             return True
-        if self._head - self._tail <= FULL:
+        if self._buffer is not None or self._head - self._tail <= FULL:
             return True
         if self._errno:
             self._begin_to_drop()
@@ -152,10 +172,11 @@ class DiskWriter:
             self._stall = asyncio.get_running_loop().call_later(STALL, self._check_progress)
         return False
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes, latest: int) -> None:
         if self._queue is None:
-            self._queue = _Queue(self._head)
-        self._queue.put(data, empty=self._asleep and self._head == self._tail and not self._request)
+            self._queue = _Queue(self._head, self._ring_size)
+        empty = self._asleep and self._head == self._tail and not self._request
+        self._queue.put(data, latest, empty=empty)
         self._head = self._queue.head
         self._ring()
 
@@ -172,17 +193,21 @@ class DiskWriter:
         if self._channel is None and self._timer is None and not self._closed:
             self._start(None)
 
-    def queued_behind(self, offset: int) -> bytes:
-        """The bytes that come behind this offset of the file, and may not be in it yet."""
-        position = self._tail + offset - self._offset
-        if self._queue is None or not self._tail <= position < self._head:
-            return b""
-        return self._queue.get(position, self._head)
+    @property
+    def offset(self) -> int:
+        """How many bytes of the file are known to be written; `queued` comes behind them."""
+        return self._offset
+
+    def queued(self) -> bytes:
+        """The bytes that are not known to be in the file yet."""
+        return self._queue.get(self._tail, self._head) if self._queue is not None else b""
 
     # Drops
 
     def _drop(self, data: bytes, error: int = 0) -> None:
-        lines = data.count(b"\n")
+        lines = self._lines(data)
+        if lines and not self._untold:
+            self.on_drop()
         self.dropped_lines += lines
         self._untold += lines
         now = time.monotonic()
@@ -231,7 +256,7 @@ class DiskWriter:
         self._timer = None
         file, position = self.file, self._tail
         try:
-            queue = self._queue or _Queue(self._head)
+            queue = self._queue or _Queue(self._head, self._ring_size)
             self._queue = queue
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             keep = [theirs.fileno(), queue.fd, *([file.fd] if file is not None else [])]
@@ -275,8 +300,6 @@ class DiskWriter:
         self._spoke = True
         if fds and self.file is not None:
             self.file.follow(fds[0])
-            for tell in self.on_rotation:
-                tell()
         if kind == _DONE:
             self._result, self._errno, self._request = self._errno, 0, b""
         elif kind == _ASLEEP:
@@ -387,6 +410,10 @@ def _nothing() -> None:
     return
 
 
+def _newlines(data: bytes) -> int:
+    return data.count(b"\n")
+
+
 class _Child:
     """The child's side: straight, waiting code."""
 
@@ -396,6 +423,7 @@ class _Child:
         self._file = file
         self._position = position
         self._errno = 0
+        self._compression: Compression | None = None
 
     def run(self, resume: int | None) -> int:
         """Serve until the shim lets go or dies; returns the exit code."""
@@ -419,16 +447,30 @@ class _Child:
             self._write()
             self._answer(_ASLEEP)
         self._write()
+        while self._compression is not None:
+            self._finish_compression()
         return 0
 
     def _receive(self) -> bytes:
-        self._channel.settimeout(_RETRY if self._errno else None)
-        try:
-            return self._channel.recv(1 << 16)
-        except TimeoutError:
-            return b"w"
-        except OSError:
-            return b""
+        while True:
+            fds = [self._channel.fileno()]
+            if self._compression is not None:
+                fds.append(self._compression.pidfd)
+            ready, _, _ = select.select(fds, [], [], _RETRY if self._errno else None)
+            if self._channel.fileno() in ready:
+                try:
+                    return self._channel.recv(1 << 16)
+                except OSError:
+                    return b""
+            if not ready:
+                return b"w"
+            self._finish_compression()
+
+    def _finish_compression(self) -> None:
+        assert self._compression is not None
+        assert self._file is not None
+        done = self._compression.finish()
+        self._compression = self._file.begin_compression() if done else None
 
     def _answer(self, kind: int, fd: int = -1, error: int | None = None) -> None:
         offset = self._file.size if self._file is not None else 0
@@ -450,8 +492,10 @@ class _Child:
                 if file.full:
                     file.rotate()
                     self._answer(_WRITTEN, file.fd)
+                    if self._compression is None:
+                        self._compression = file.begin_compression()
                 data = queue.get(self._position, min(queue.head, self._position + _CHUNK))
-                count = file.append(data)
+                count = file.append(data, queue.latest)
                 crashpoint("writer.append.written")
                 self._position += count
                 self._errno = 0

@@ -1,71 +1,101 @@
-"""Reading the json-file log from its beginning, for a client that asks for what has been (logs=1)."""
+"""Sending a client what the log holds so far (logs=1), by a child that reads the files and writes the socket.
+
+Reading a file may wait for the disk, and the shim must not. The child sends what was known to be written when
+the client came; what was still on its way the shim has in memory, and what comes meanwhile waits behind it.
+"""
 
 from __future__ import annotations
 
-import json
+import _signal  # type: ignore[import-not-found]  # the C function; see forks
+import asyncio
+import contextlib
+import gc
 import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
 
-from shim_svc.disk_writer import DiskWriter
+from container_log.reader import LogOptions, up_to
 
-_CHUNK = 64 * 1024
-_DELETED = 16  # files that are held for a slow reader though the log has none of their names any more
+from shim_svc.forks import fork_child
+from shim_svc.logs import ContainerLog
+from shim_svc.title import set_title
 
 
-class LogCursor:
-    """A position in a log that is being written: files that have been rotated away, the file, and what is
-    still on its way there.
+class Replay:
+    """One replay, from its beginning on. done: called once, with whether the client has got everything.
+
+    OSError when no process can be had.
     """
 
-    def __init__(self, writer: DiskWriter) -> None:
-        assert writer.file is not None
-        self._writer = writer
-        self._most = writer.file.max_file + _DELETED
-        self._fds = [*writer.file.older(), os.dup(writer.file.fd)]
-        self._offset = 0  # in the first of them
-        self._rest = b""
-        writer.on_rotation.append(self._rotated)
+    def __init__(
+        self, log: ContainerLog, options: LogOptions, sock: socket.socket, done: Callable[[bool], None]
+    ) -> None:
+        self._done = done
+        file = log.writer.file
+        assert file is not None
+        path, fd, size, driver = Path(file.path), file.fd, log.writer.offset, log.driver
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setblocking(False)
+        with theirs:
+            try:
+                pid = fork_child(
+                    lambda: _send(path, driver, options, fd, size, sock, theirs),
+                    keep=(fd, sock.fileno(), theirs.fileno()),
+                )
+            except OSError:
+                self._channel.close()
+                raise
+        self._pidfd = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._ended)
 
-    def _rotated(self) -> None:
-        """The last of the files is complete, and there is a new one."""
-        assert self._writer.file is not None
-        self._fds.append(os.dup(self._writer.file.fd))
-        if len(self._fds) > self._most:
-            os.close(self._fds.pop(1))  # the one that is being read is read to its end
+    def _ended(self) -> None:
+        try:
+            told = self._channel.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            told = b""
+        self.stop()
+        self._done(told == b"d")
 
-    def read(self) -> list[tuple[str, bytes]] | None:
-        """The next entries as (stream, output); None at the end of the file, and then `rest` is to follow."""
-        while True:
-            data = os.pread(self._fds[0], _CHUNK, self._offset)
-            self._offset += len(data)
-            if not data:
-                if len(self._fds) == 1:
-                    return None
-                os.close(self._fds.pop(0))
-                self._offset, self._rest = 0, b""
-            elif entries := self._take(data):
-                return entries
-
-    def rest(self) -> list[tuple[str, bytes]]:
-        """The entries that are still on their way to the file."""
-        return self._take(self._writer.queued_behind(self._offset))
-
-    def _take(self, data: bytes) -> list[tuple[str, bytes]]:
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
-        return [entry for line in lines if (entry := _entry(line)) is not None]
-
-    def close(self) -> None:
-        """Close the files; nothing can be read any more."""
-        if self._fds:
-            self._writer.on_rotation.remove(self._rotated)
-        while self._fds:
-            os.close(self._fds.pop())
+    def stop(self) -> None:
+        """End it; `done` is not called any more. May be called twice."""
+        if self._pidfd < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        self._channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            _signal.pidfd_send_signal(self._pidfd, int(signal.SIGKILL))
+        os.close(self._pidfd)
+        self._pidfd = -1
 
 
-def _entry(line: bytes) -> tuple[str, bytes] | None:
-    """One line of the log; None for one that is damaged."""
+def _send(
+    path: Path,
+    driver: str,
+    options: LogOptions,
+    fd: int,
+    size: int,
+    sock: socket.socket,
+    channel: socket.socket,
+) -> int:
+    """The child; returns the exit code."""
+    gc.disable()
+    set_title("shim-svc log-replay", "shim-replay")
+    poller = select.poll()
+    poller.register(sock.fileno(), select.POLLOUT)
     try:
-        entry = json.loads(line)
-        return str(entry["stream"]), str(entry["log"]).encode(errors="replace")
-    except (ValueError, KeyError, TypeError):
-        return None
+        for data in up_to(path, driver, options, os.dup(fd), size):
+            view = memoryview(data)
+            while view:
+                try:
+                    view = view[sock.send(view, socket.MSG_NOSIGNAL) :]
+                except BlockingIOError:
+                    poller.poll()
+        channel.send(b"d")
+    except OSError:
+        return 1
+    return 0

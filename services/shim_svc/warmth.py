@@ -19,8 +19,9 @@ import pb.containerd.v1.types as v1_types
 import pb.google.protobuf as protobuf
 import pb.ttrpc as wire
 from betterproto2 import Message
+from container_log.json_encoding import escape
+from container_log.times import timestamp
 
-from shim_svc import logs
 from shim_svc.pages import bring_together, code_of, fill_gaps
 from shim_svc.rehearsal import LIVES, rehearse
 
@@ -48,8 +49,8 @@ def warm(sockets: str) -> None:
     leaves no descriptor open.
     """
     _warm_messages()
-    logs.escape(b'"\xff\x01<')
-    logs.timestamp(1)
+    escape(b'"\xff\x01<')
+    timestamp(1)
     try:
         called = code_of(lambda: rehearse(sockets, 1))
         fill_gaps(_GAPS_OF_IMPORTS)

@@ -91,3 +91,58 @@ def test_long_and_unended_lines(engine: Engine) -> None:
     engine.out("run", "--name", "long", "busybox", "sh", "-c", script)
     assert engine.docker("logs", "long").stdout == "x" * 40000 + "\nend"
     assert engine.docker("logs", "--tail", "1", "long").stdout == "end"
+
+
+def test_the_driver_local(engine: Engine) -> None:
+    engine.docker("run", "--name", "locally", "--log-driver", "local", "busybox", "sh", "-c", SCRIPT)
+    done = engine.docker("logs", "locally")
+    assert done.stdout.splitlines() == [f"out {i}" for i in range(1, 6)]
+    assert done.stderr.splitlines() == [f"err {i}" for i in range(1, 6)]
+    last = engine.docker("logs", "--tail", "3", "locally")
+    assert sorted((last.stdout + last.stderr).splitlines()) == ["err 4", "err 5", "out 5"]
+    moments = [line.split(" ")[0] for line in engine.docker("logs", "-t", "locally").stdout.splitlines()]
+    since = engine.docker("logs", "--since", moments[2], "locally")
+    assert since.stdout.splitlines() == ["out 3", "out 4", "out 5"]
+    found = engine.inspect("locally")
+    assert found["LogPath"] == ""
+    assert found["HostConfig"]["LogConfig"] == {"Type": "local", "Config": {}}
+
+
+def test_rotated_and_compressed(engine: Engine) -> None:
+    """What is kept is the end of what was said."""
+    options = ("max-size=20k", "max-file=3", "compress=true")
+    words = [word for option in options for word in ("--log-opt", option)]
+    script = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done"
+    engine.docker(
+        "run", "--name", "rotated", "--log-driver", "json-file", *words, "busybox", "sh", "-c", script
+    )
+
+    def kept() -> list[int]:
+        return [int(line) for line in engine.docker("logs", "rotated").stdout.splitlines()]
+
+    numbers = kept()
+    assert numbers == list(range(numbers[0], 2000))
+    assert 200 < len(numbers) < 1500
+    tail = engine.docker("logs", "--tail", "300", "rotated").stdout.splitlines()
+    assert tail == [str(number) for number in range(1700, 2000)]
+
+
+def test_attributes(engine: Engine) -> None:
+    engine.out(
+        *("run", "--name", "tagged", "--log-opt", "tag={{.Name}}", "--log-opt", "labels=a"),
+        *("--log-opt", "env=X", "-e", "X=y z", "--label", "a=1", "busybox", "echo", "hi"),
+    )
+    assert engine.docker("logs", "--details", "tagged").stdout == "X=y+z,a=1,tag=tagged hi\n"
+    assert engine.docker("logs", "tagged").stdout == "hi\n"
+
+
+def test_wrong_options(engine: Engine) -> None:
+    for driver, option, text in (
+        ("json-file", "foo=1", "unknown log opt 'foo' for json-file log driver"),
+        ("local", "labels=1", "unknown log opt 'labels' for log driver local"),
+        ("journald", "max-size=1m", "unknown log opt 'max-size' for journald log driver"),
+        ("json-file", "mode=x", "logger: logging mode not supported: x"),
+    ):
+        done = engine.docker("create", "--log-driver", driver, "--log-opt", option, "busybox", "true")
+        assert done.returncode
+        assert text in done.stderr

@@ -70,7 +70,7 @@ async def create(
         networking=wanted.networking,
         image_id=image.id,
         image_ref=wanted.config["Image"],
-        log_path=str(folder / f"{container_id}-json.log") if _has_log(host_config) else "",
+        log_path=_log_path(folder, container_id, host_config["LogConfig"]["Type"]),
         mounts=tuple(mount.document() for mount in planned if mount.listed),
         apparmor_profile=engine.security.apparmor_profile(host_config),
     )
@@ -125,12 +125,10 @@ def check(engine: Engine, name: str, document: Any, version: older.Version) -> W
 def _daemon_defaults(engine: Engine, host_config: dict[str, Any]) -> None:
     """What daemon.json says of containers that say nothing."""
     settings = engine.settings
-    if not (host_config["LogConfig"] or {}).get("Type"):
-        own = (host_config["LogConfig"] or {}).get("Config") or {}
-        host_config["LogConfig"] = {
-            "Type": settings.log_driver,
-            "Config": {**settings.log_options, **own},
-        }
+    logged = host_config["LogConfig"] or {}
+    if logged.get("Type") in (None, "", settings.log_driver):
+        own = logged.get("Config") or {}
+        host_config["LogConfig"] = {"Type": settings.log_driver, "Config": {**settings.log_options, **own}}
     host_config["ShmSize"] = host_config["ShmSize"] or settings.shm_size
     host_config["Runtime"] = host_config["Runtime"] or settings.default_runtime
     host_config["IpcMode"] = host_config["IpcMode"] or settings.ipc_mode
@@ -149,6 +147,8 @@ async def _make(
     crashpoint("engine.create.intent")
     undo.push_async_callback(asyncio.to_thread, shutil.rmtree, folder, ignore_errors=True)
     os.makedirs(folder, mode=0o710)
+    if record.log_path:
+        os.makedirs(os.path.dirname(record.log_path), mode=0o710, exist_ok=True)
     mounts.create_sources(planned)
     undo.push_async_callback(engine.images.remove_snapshot, record.id)
     await engine.images.prepare_snapshot(record.id, image)
@@ -264,8 +264,10 @@ def _hostname(container_id: str, host_config: Mapping[str, Any]) -> str:
     return container_id[:12]
 
 
-def _has_log(host_config: Mapping[str, Any]) -> bool:
-    return bool(host_config["LogConfig"]["Type"] == "json-file")
+def _log_path(folder: Path, container_id: str, driver: str) -> str:
+    """Where Docker has the file of that driver; empty when there is none."""
+    names = {"json-file": f"{container_id}-json.log", "local": "local-logs/container.log"}
+    return str(folder / names[driver]) if driver in names else ""
 
 
 def _new_id(engine: Engine) -> str:

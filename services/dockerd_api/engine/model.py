@@ -158,6 +158,15 @@ class Container:
     def log_driver(self) -> str:
         return str((self.host_config.get("LogConfig") or {}).get("Type") or "json-file")
 
+    @property
+    def log_kept(self) -> bool:
+        """Whether what it says can be read afterwards."""
+        return self.log_driver != "none"
+
+    @property
+    def log_options(self) -> Mapping[str, str]:
+        return (self.host_config.get("LogConfig") or {}).get("Config") or {}
+
     def with_state(self, **changes: Any) -> Self:
         """A copy whose state has the changes."""
         return dataclasses.replace(self, state=dataclasses.replace(self.state, **changes))

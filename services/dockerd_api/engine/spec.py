@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dockerd_api.engine import merge, signals, validate
+from dockerd_api.engine import log_drivers, merge, signals, validate
 from dockerd_api.engine.model import Container
 from dockerd_api.engine.mounts import Mount
 from dockerd_api.engine.users import User
@@ -330,10 +330,5 @@ def _annotations(record: Container, around: Surroundings) -> dict[str, str]:
     found["dev.buoy.stop.signal"] = str(signals.stop_signal(record.config))
     if record.config.get("StopTimeout") is not None:
         found["dev.buoy.stop.timeout"] = str(record.config["StopTimeout"])
-    found["dev.buoy.log.driver"] = record.log_driver
-    if record.log_driver == "json-file":
-        size, count = validate.log_limits(host["LogConfig"]["Config"])
-        found["dev.buoy.log.path"] = record.log_path
-        found["dev.buoy.log.max-size"] = str(size)
-        found["dev.buoy.log.max-file"] = str(count)
+    found |= {f"dev.buoy.{name}": value for name, value in log_drivers.shim_annotations(record).items()}
     return found

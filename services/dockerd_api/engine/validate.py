@@ -12,7 +12,7 @@ from typing import Any
 
 import errdefs
 
-from dockerd_api.engine import options, ports, signals
+from dockerd_api.engine import log_drivers, options, ports, signals
 from dockerd_api.engine.host import Host, parse_set
 from dockerd_api.engine.model import Container
 
@@ -94,7 +94,7 @@ def host_config(document: dict[str, Any], host: Host, runtimes: Mapping[str, Any
     warnings = _resources(document, host)
     _modes(document)
     _restart_policy(document)
-    document["LogConfig"] = log_config(document["LogConfig"])
+    document["LogConfig"] = log_drivers.check(document["LogConfig"])
     document["PortBindings"] = ports.bindings(document["PortBindings"])
     if document["ShmSize"] < 0:
         raise errdefs.InvalidArgument("SHM size can not be less than 0")
@@ -303,64 +303,6 @@ def _restart_policy(document: dict[str, Any]) -> None:
     if count < 0:
         raise errdefs.InvalidArgument("invalid restart policy: maximum retry count cannot be negative")
     document["RestartPolicy"] = policy
-
-
-_LOG_OPTIONS = ("max-size", "max-file")
-_LOG_DRIVERS_OF_DOCKER = ("local", "syslog", "journald", "gelf", "fluentd", "awslogs", "splunk", "gcplogs")
-
-
-def log_config(document: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A LogConfig checked, its driver filled in; json-file and none are built."""
-    decoded = options.decode(document or {}, options.LOG_CONFIG, "HostConfig.LogConfig")
-    driver = decoded["Type"] = decoded["Type"] or "json-file"
-    decoded["Config"] = decoded["Config"] or {}
-    if driver in _LOG_DRIVERS_OF_DOCKER:
-        raise errdefs.NotImplementedHere(f"log driver {driver} is not implemented")
-    if driver not in ("json-file", "none"):
-        raise errdefs.InvalidArgument(
-            f'error looking up logging plugin {driver}: plugin "{driver}" not found'
-        )
-    if driver == "none":
-        return decoded
-    for key in decoded["Config"]:
-        if key in (
-            "compress",
-            "labels",
-            "labels-regex",
-            "env",
-            "env-regex",
-            "tag",
-            "mode",
-            "max-buffer-size",
-        ):
-            raise errdefs.NotImplementedHere(f"log opt '{key}' is not implemented")
-        if key not in _LOG_OPTIONS:
-            raise errdefs.InvalidArgument(f"unknown log opt '{key}' for json-file log driver")
-    log_limits(decoded["Config"])
-    return decoded
-
-
-def log_limits(config: Mapping[str, str]) -> tuple[int, int]:
-    """max-size in bytes (0: never rotated) and max-file of a json-file log, or InvalidArgument."""
-    size_text = config.get("max-size", "")
-    matched = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgtp])?i?b?)", size_text.lower())
-    if size_text not in ("", "-1") and not matched:
-        raise errdefs.InvalidArgument(f"invalid size: '{size_text}'")
-    size = 0
-    if matched:
-        size = int(float(matched[1]) * 1024 ** (" kmgtp".index(matched[2]) if matched[2] else 0))
-        if size <= 0:
-            raise errdefs.InvalidArgument("max-size must be a positive number")
-    count_text = config.get("max-file", "1")
-    if not re.fullmatch(r"[0-9]{1,9}", count_text):
-        raise errdefs.InvalidArgument(f'strconv.Atoi: parsing "{count_text}": invalid syntax')
-    if int(count_text) < 1:
-        raise errdefs.InvalidArgument("max-file cannot be less than 1")
-    if int(count_text) > 1 and not size:
-        raise errdefs.InvalidArgument(
-            "max-size should be specified together with max-file to enable rotation"
-        )
-    return size, int(count_text)
 
 
 def extra_host(entry: str) -> tuple[str, str]:

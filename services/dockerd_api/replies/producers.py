@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import errdefs
 from container_log.reader import LogOptions, LogReader
 
+from dockerd_api.engine import journald_log
 from dockerd_api.engine.model import WaitOutcome
 from dockerd_api.streams.attach import PendingAttach
 from dockerd_api.streams.reply import ClientGone, ReplyStream, Streams
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STDOUT = 1
+_TORN_WAIT = 0.1  # seconds in which a record that is being written is whole
+_LOOK_AT_JOURNAL = 0.2  # seconds between looks of a follower
+
+Reader = LogReader | journald_log.JournaldReader
 
 
 class ExecStarter(Protocol):
@@ -94,12 +99,14 @@ class Producers:
             waiter = self._when_stopped(stream.params["container"], stopped)
         else:
             stopped.set()
-        reader = LogReader(path, options, stream.position)
+        reader = await _reader(stream, options)
         try:
             # Where the tail begins is decided once.
             stream.append(b"", reader.position)
             with self._watch.watching(path.parent) as changed:
                 await self._copy(stream, reader, options, stopped, changed)
+                if reader.torn and not reader.done:
+                    await self._tell_torn(stream, reader)
             stream.finish()
         finally:
             reader.close()
@@ -109,11 +116,13 @@ class Producers:
     async def _copy(
         self,
         stream: ReplyStream,
-        reader: LogReader,
+        reader: Reader,
         options: LogOptions,
         stopped: asyncio.Event,
         changed: asyncio.Event,
     ) -> None:
+        journald = isinstance(reader, journald_log.JournaldReader)
+        look = _LOOK_AT_JOURNAL if journald else LOOK
         while True:
             await stream.room()
             changed.clear()
@@ -129,7 +138,19 @@ class Producers:
                 continue
             if last or (options.until and time.time_ns() > options.until):
                 return
-            await _first(changed, stopped, LOOK)
+            await _first(changed, stopped, look)
+            if stopped.is_set() and journald:
+                await asyncio.to_thread(journald_log.synchronise)
+
+    async def _tell_torn(self, stream: ReplyStream, reader: Reader) -> None:
+        """The log ends in bytes that are no record. Unless they are being written: say so."""
+        size = reader.torn
+        await asyncio.sleep(_TORN_WAIT)
+        data, _ = reader.read()
+        if not data and reader.torn == size:
+            log.warning("a log of %s ends with %d damaged bytes", stream.params["container"], size)
+            data = reader.damage(size)
+        stream.append(data, reader.position)
 
     def _when_stopped(self, container: str, stopped: asyncio.Event) -> Any:
         async def deliver(outcome: WaitOutcome) -> None:
@@ -157,7 +178,8 @@ class Producers:
         """params: container, path (of the log), attach (fields of PendingAttach)."""
         container = stream.params["container"]
         pending = _pending(stream, "")
-        if pending.logs and (stream.position or not self._containers.resolve(container).state.alive):
+        record = self._containers.resolve(container)
+        if pending.logs and (stream.position or not record.state.alive or record.log_driver == "journald"):
             # No shim is there to replay the log: what earlier runs wrote is sent now, the rest by the shim.
             await self._replay(stream, pending)
             pending.logs = False
@@ -166,10 +188,10 @@ class Producers:
         await self._containers.add_attach(container, pending)
 
     async def _replay(self, stream: ReplyStream, attach: PendingAttach) -> None:
-        if not stream.params["path"]:
+        if stream.params["driver"] == "none":
             return
         options = LogOptions(stdout=attach.stdout, stderr=attach.stderr, multiplexed=attach.multiplexed)
-        reader = LogReader(Path(stream.params["path"]), options, stream.position)
+        reader = await _reader(stream, options)
         try:
             end = False
             while not end:
@@ -200,6 +222,15 @@ class Producers:
             if stream.gone:  # else this process ends, and the next one goes on
                 self._execs.give_up(exec_id)
             raise
+
+
+async def _reader(stream: ReplyStream, options: LogOptions) -> Reader:
+    """The reader of the log that a stream's params name: container, driver, path."""
+    driver = stream.params.get("driver", "json-file")
+    if driver != "journald":
+        return LogReader(Path(stream.params["path"]), options, stream.position, driver)
+    await asyncio.to_thread(journald_log.synchronise)
+    return journald_log.JournaldReader(stream.params["container"], options, stream.position)
 
 
 def _pending(stream: ReplyStream, exec_id: str) -> PendingAttach:

@@ -70,7 +70,7 @@ async def attach(name: str, request: Request) -> Response:
         "leading_input": base64.b64encode(taken.leading).decode(),
         "stdin_once": bool(record.config.get("StdinOnce")) and not record.tty,
     }
-    params = {"container": record.id, "path": record.log_path, "attach": fields}
+    params = {"container": record.id, "driver": record.log_driver, "path": record.log_path, "attach": fields}
     streams.begin("attach", taken, params, head=head)
     return Response()
 
@@ -124,7 +124,7 @@ async def logs(name: str, request: Request) -> Response:
     record = containers.resolve(name)
     if record.state.phase is Phase.REMOVING:
         raise errdefs.Conflict("can not get logs from container which is dead or marked for removal")
-    if record.log_driver == "none":
+    if not record.log_kept:
         raise errdefs.NotImplementedHere("configured logging driver does not support reading")
     options = LogOptions(
         stdout=stdout,
@@ -250,6 +250,7 @@ def _tail(text: str) -> int | None:
 def _logs_params(record: Container, options: LogOptions, *, follow: bool) -> dict[str, Any]:
     return {
         "container": record.id,
+        "driver": record.log_driver,
         "path": record.log_path,
         "follow": follow,
         "options": options.to_json(),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dockerd_api.config import API_VERSION, LEAST_API_VERSION, VERSION
+from dockerd_api.engine import log_drivers
 from dockerd_api.engine.host import host
 from dockerd_api.engine.model import now_rfc3339
 
@@ -97,7 +98,7 @@ async def info(state: Any) -> dict[str, Any]:
             "Volume": [],
             "Network": ["bridge", "host", "null"],
             "Authorization": None,
-            "Log": ["json-file", "none"],
+            "Log": list(log_drivers.BUILT),
         },
         "MemoryLimit": "memory" in facts.controllers,
         "SwapLimit": facts.swap_accounting,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import errdefs
+from container_log.reader import LogOptions, LogReader
 from linux.fds import send_fds
 from linux.interpreter import remove_mounts
 from pb.buoy.attach.v1 import Attach, Reply, Request
@@ -145,7 +147,7 @@ class Box:
         annotations = {
             "dev.buoy.container-dir": str(self.folder),
             "dev.buoy.log.driver": driver,
-            "dev.buoy.log.path": str(self.log) if driver == "json-file" else "",
+            "dev.buoy.log.path": str(self.log) if driver in ("json-file", "local") else "",
             **more.pop("annotations", {}),
         }
         more.setdefault("cgroupsPath", f"/{self.place.cgroup}/{self.id}")
@@ -281,9 +283,28 @@ class Box:
 
     def rotated_entries(self) -> list[tuple[str, str]]:
         """As `log_entries`, with those of the files that have been rotated away."""
-        files = sorted(self.log.parent.glob(f"{self.log.name}.*"), key=lambda path: -int(path.suffix[1:]))
-        lines = [line for path in [*files, self.log] for line in path.read_text().splitlines()]
-        return [(entry["stream"], entry["log"]) for entry in map(json.loads, lines)]
+        runs, more = [], [self.log]
+        for number in range(1, 100):
+            plain = self.log.with_name(f"{self.log.name}.{number}")
+            packed = plain.with_name(f"{plain.name}.gz")
+            more += [path for path in (plain, packed) if path.exists()][:1]
+        for path in reversed(more):
+            text = path.read_bytes()
+            if path.suffix == ".gz":
+                text = gzip.decompress(text)
+            runs += [json.loads(line) for line in text.splitlines()]
+        return [(entry["stream"], entry["log"]) for entry in runs]
+
+    def read_log(self, driver: str = "json-file") -> bytes:
+        """All that the log's one reader finds."""
+        reader = LogReader(self.log, LogOptions(multiplexed=False), "", driver)
+        out = b""
+        while True:
+            data, end = reader.read()
+            out += data
+            if end:
+                reader.close()
+                return out
 
     def record(self) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((self.folder / "exit.json").read_text())

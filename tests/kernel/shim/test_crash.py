@@ -26,7 +26,12 @@ SHIM_POINTS = {
     "shim.delete.runtime": True,
     "shim.delete.unmounted": True,
 }
-WRITER_POINTS = ("writer.append.written", "writer.rotate.moved", "writer.record.synced")
+WRITER_POINTS = (
+    "writer.append.written",
+    "writer.rotate.moved",
+    "writer.compress.linked",
+    "writer.record.synced",
+)
 NURSERY_POINTS = ("nursery.start.bound", "nursery.start.asked", "nursery.start.forked")
 
 
@@ -81,12 +86,14 @@ async def test_the_writer_dies(point: str) -> None:
     """Another one goes on: no line is lost or doubled, and the exit is on record."""
     async with crashing(point, once=True) as (place, box):
         options = {"dev.buoy.log.max-size": "5000", "dev.buoy.log.max-file": "99"}
+        if "compress" in point:
+            options["dev.buoy.log.compress"] = "true"
         box.write(["sh", "-c", "seq 1 1000; exit 3"], annotations=options)
         await box.shim()
         await box.create()
         await box.start()
         assert await box.wait() == 3
-        assert (place.root / "crashed").exists()
+        await until((place.root / "crashed").exists)  # files are compressed when there is time
         assert [int(text) for _, text in box.rotated_entries()] == list(range(1, 1001))
         assert box.record()["exit_status"] == 3
         assert await box.delete() == 3

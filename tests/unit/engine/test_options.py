@@ -66,7 +66,6 @@ def host_config(**given: Any) -> dict[str, Any]:
         ({"Runtime": "zz"}, "unknown or invalid runtime name: zz"),
         ({"LogConfig": {"Type": "zz"}}, 'plugin "zz" not found'),
         ({"LogConfig": {"Type": "json-file", "Config": {"zz": "1"}}}, "unknown log opt 'zz'"),
-        ({"LogConfig": {"Config": {"max-file": "2"}}}, "max-size should be specified together with max-file"),
         ({"ExtraHosts": ["zz"]}, 'bad format for add-host: "zz"'),
         ({"Dns": ["zz"]}, "bad nameserver address zz"),
         ({"Ulimits": [{"Name": "nofile", "Soft": 5, "Hard": 2}]}, "must be less than or equal to hard limit"),
@@ -193,11 +192,3 @@ def test_sets_of_processors() -> None:
     assert parse_set("0-2,5") == {0, 1, 2, 5}
     with pytest.raises(errdefs.InvalidArgument):
         parse_set("2-1")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [({}, (0, 1)), ({"max-size": "10m", "max-file": "3"}, (10 << 20, 3)), ({"max-size": "1.5k"}, (1536, 1))],
-)
-def test_log_limits(text: dict[str, str], expected: tuple[int, int]) -> None:
-    assert validate.log_limits(text) == expected

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from container_log.entries import Entries
+from container_log.json_encoding import JsonEncoder, escape
+from container_log.run import PIECE, STREAMS
+from container_log.times import timestamp
 from shim_svc.log_file import LogFile
-from shim_svc.logs import PIECE, STREAMS, Entries, escape, missing, timestamp
 
 
 def entries(path: Path) -> list[str]:
@@ -18,7 +21,7 @@ class Log:
     """Entries that go into a file at once, as the shim's writer does it behind its queue."""
 
     def __init__(self, path: str, *, max_size: int = 0, max_file: int = 1) -> None:
-        self.entries = Entries()
+        self.entries = Entries(JsonEncoder())
         self.file = LogFile(path, max_size=max_size, max_file=max_file)
 
     def write(self, stream: str, data: bytes) -> None:
@@ -177,6 +180,6 @@ def test_what_a_dead_writer_had_written_is_known_by_the_size(tmp_path: Path) -> 
 
 
 def test_missing_lines_are_told_in_an_entry() -> None:
-    entry = json.loads(missing(17))
+    entry = json.loads(Entries(JsonEncoder()).missing(17))
     assert entry["stream"] == "stderr"
     assert entry["log"].startswith("17 lines ")
