@@ -8,13 +8,13 @@ which process is the service's main one. Source: sd_notify(3). Loaded only where
 from __future__ import annotations
 
 import _socket
-import contextlib
 import os
 import select
 
 from errdefs import FailedPrecondition
 from linux import fds
 
+from runc_bin.contexts import suppress
 from runc_bin.libcontainer import mount_options, state
 from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.spec import Mount, Spec
@@ -52,7 +52,7 @@ class NotifyProxy:
             ) from None
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
         try:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(_NAME, dir_fd=folder)  # a start that was killed has left it
             path = f"/proc/self/fd/{folder}/{_NAME}"  # the way there may be too long for an address
             self._socket.bind(path)

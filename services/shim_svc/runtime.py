@@ -136,6 +136,8 @@ class Runtime:
 
     def _child(self, arguments: list[str]) -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Whom containerd, as a service, is to tell that it is ready: not a container's matter.
+        os.environ.pop("NOTIFY_SOCKET", None)
         if not self.built_in:
             os.execv(self._program, [self.binary, *arguments])
         set_title(f"{BUILT_IN} {' '.join(arguments)}", BUILT_IN)

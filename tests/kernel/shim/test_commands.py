@@ -74,6 +74,17 @@ async def test_start_forks_a_shim_by_itself(box: Box) -> None:
     await until(lambda: gone(pid))
 
 
+async def test_a_containerd_that_is_a_service_keeps_its_readiness_to_itself(box: Box) -> None:
+    box.write(["sh", "-c", 'echo "[$NOTIFY_SOCKET]"; ls -d /run/notify 2>&1'])
+    await start(box, NOTIFY_SOCKET="/run/nobody/notify")
+    await box.create()
+    await box.start()
+    assert await box.wait() != 0
+    assert [text for _, text in box.log_entries()][:1] == ["[]\n"]
+    await box.delete()
+    await box.shutdown()
+
+
 async def test_delete_cleans_up_behind_a_killed_shim(box: Box) -> None:
     box.write(["sleep", "1000"])
     await box.shim()
