@@ -88,17 +88,21 @@ class ContentStore:
         self._file_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def start(self) -> None:
-        """Make the folders and remove what a crash left: files without a row, ingests without data."""
+        """Make the folders and remove what a crash left: files without a row, ingests without data.
+
+        A file of another size than its row says is set aside, in `content/quarantine`, and its rows go, so
+        that whoever needs the blob can write it again.
+        """
         (self._blobs / "sha256").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._ingests.mkdir(mode=0o700, parents=True, exist_ok=True)
-        known, begun = await self._db.read(_digests)
-        lost = await self._in_thread(lambda: self._sweep(known, begun))
+        sizes, begun = await self._db.read(_sizes)
+        lost = await self._in_thread(lambda: self._sweep(sizes, begun))
         if not begun:
             await self._db.write(
                 lambda connection: connection.execute("INSERT INTO content_begun VALUES (?)", (labels.now(),))
             )
         if lost:
-            log.error("%d blobs have lost their files: %s", len(lost), ", ".join(sorted(lost)))
+            log.error("%d blobs have lost their files or are damaged: %s", len(lost), ", ".join(sorted(lost)))
             await self._db.write(
                 lambda connection: connection.executemany(
                     "DELETE FROM blobs WHERE digest=?", [(digest,) for digest in lost]
@@ -330,8 +334,8 @@ class ContentStore:
     async def _in_thread(self, fn: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, fn)
 
-    def _sweep(self, known: set[str], begun: bool) -> set[str]:
-        """Remove files without a row; return the digests whose rows have no file."""
+    def _sweep(self, sizes: Mapping[str, int], begun: bool) -> set[str]:
+        """Remove files without a row; return the digests whose rows have no file, or none of their size."""
         on_disk = {
             f"{folder.name}:{file.name}" for folder in self._blobs.iterdir() for file in folder.iterdir()
         }
@@ -342,21 +346,28 @@ class ContentStore:
             (self._blobs / "sha256").mkdir(mode=0o700, parents=True)
             log.error("no record of %d blobs: moved to %s", len(on_disk), aside)
             return set()
-        for digest in on_disk - known:
+        for digest in on_disk - sizes.keys():
             self.path(digest).unlink()
+        damaged = {
+            digest for digest in on_disk & sizes.keys() if self.path(digest).stat().st_size != sizes[digest]
+        }
+        for digest in damaged:
+            aside = self._blobs.with_name("quarantine")
+            aside.mkdir(mode=0o700, exist_ok=True)
+            self.path(digest).rename(aside / digest.replace(":", "-"))
         for folder in IngestFolder.all_in(self._ingests):
             if folder.stored() is None:
                 folder.remove()
         for entry in self._ingests.iterdir():
             if not (entry / "info.json").exists():
                 shutil.rmtree(entry)
-        return known - on_disk
+        return (sizes.keys() - on_disk) | damaged
 
 
-def _digests(connection: sqlite3.Connection) -> tuple[set[str], bool]:
-    """All digests, and whether this database has ever served the store."""
-    known = {row[0] for row in connection.execute("SELECT DISTINCT digest FROM blobs")}
-    return known, connection.execute("SELECT 1 FROM content_begun").fetchone() is not None
+def _sizes(connection: sqlite3.Connection) -> tuple[dict[str, int], bool]:
+    """The size of each digest, and whether this database has ever served the store."""
+    sizes = dict(connection.execute("SELECT digest, size FROM blobs"))
+    return sizes, connection.execute("SELECT 1 FROM content_begun").fetchone() is not None
 
 
 def _is_seen(connection: sqlite3.Connection, digest: str) -> bool:

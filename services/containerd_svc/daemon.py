@@ -18,7 +18,7 @@ from rpc import service_manager
 from rpc.grpc import Server
 from storage.database import Database
 
-from containerd_svc import schema, task_rows
+from containerd_svc import quarantine, schema, task_rows
 from containerd_svc.api.containers import ContainersService
 from containerd_svc.api.content import ContentService
 from containerd_svc.api.diff import DiffService
@@ -77,6 +77,7 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
     async with contextlib.AsyncExitStack() as stack:
         database = await Database.open(settings.root / "meta.db", schema.MIGRATIONS)
         stack.push_async_callback(database.close)
+        await quarantine.set_aside(database)
         events = await Events.open(database)
         containers = Containers(database, events, _on_update)
         shims = Shims(

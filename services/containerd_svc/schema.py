@@ -9,6 +9,7 @@ from containerd_svc import (
     images,
     leases,
     namespaces,
+    quarantine,
     sandboxes,
     snapshots,
     task_rows,
@@ -29,4 +30,5 @@ MIGRATIONS = [
         )
     ),
     sandboxes.MIGRATION,
+    quarantine.MIGRATION,
 ]

@@ -209,6 +209,26 @@ async def test_start_removes_what_a_crash_left(tmp_path: Path) -> None:
             await third.content.info("moby", DIGEST)
 
 
+async def test_a_damaged_blob_is_set_aside_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_stores(tmp_path) as first:
+        channel = first.channel()
+        await store(channel)
+        channel.close()
+    path = tmp_path / "content/blobs/sha256" / DIGEST[7:]
+    path.write_bytes(b"torn")
+    async with serve_stores(tmp_path) as second:
+        assert DIGEST in caplog.text
+        assert (tmp_path / "content/quarantine" / f"sha256-{DIGEST[7:]}").read_bytes() == b"torn"
+        with pytest.raises(errdefs.NotFound):
+            await second.content.info("moby", DIGEST)
+        channel = second.channel()
+        await store(channel)  # it can be written again
+        channel.close()
+        assert path.read_bytes() == DATA
+
+
 async def test_a_lost_database_does_not_cost_the_blobs(tmp_path: Path) -> None:
     async with serve_stores(tmp_path) as first:
         channel = first.channel()
