@@ -131,6 +131,7 @@ def _build(birth: Birth) -> Root:
     if not birth.entered or birth.manager.starts_with_process:
         with step("unable to join the container's cgroup"):
             birth.manager.join_self(born_inside=birth.born_inside)
+    scheduling.use_all_cpus()
     if not birth.entered and not spec.is_private("user"):
         identity.set_oom_score(birth.process.oom_score_adj)
     if birth.time_offsets is not None:

@@ -6,6 +6,7 @@ import os
 
 from linux import syscalls
 
+from runc_bin.contexts import suppress
 from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.process_spec import Process
 
@@ -39,10 +40,19 @@ def take_cpus(cpus: frozenset[int]) -> set[int]:
 
 def settle_affinity(process: Process) -> None:
     """Set the CPUs that a further process runs on from its entry into the control group on: those named, or
-    when only the ones before it are named all that the group allows (config.md, `execCPUAffinity`).
+    all that the group allows (config.md, `execCPUAffinity`).
     """
-    if process.final_cpus is not None:
-        with step("error setting final CPU affinity"):
-            os.sched_setaffinity(0, process.final_cpus)
-    elif process.initial_cpus is not None:
-        os.sched_setaffinity(0, _ALL_CPUS)
+    if process.final_cpus is None:
+        use_all_cpus()
+        return
+    with step("error setting final CPU affinity"):
+        os.sched_setaffinity(0, process.final_cpus)
+
+
+def use_all_cpus() -> None:
+    """Run on all CPUs that the control group allows, whatever our caller is bound to: since Linux 6.2 a
+    change of the group does not undo that.
+    """
+    if len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
+        with suppress(OSError):  # then it stays bound
+            os.sched_setaffinity(0, _ALL_CPUS)

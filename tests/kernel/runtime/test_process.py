@@ -179,6 +179,24 @@ def test_cpus_of_a_further_process(bundle: Bundle) -> None:
     assert "error setting final CPU affinity: invalid argument" in cpus(initial="0", final="8191")
 
 
+def test_the_caller_s_cpus_are_not_the_container_s(bundle: Bundle) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one CPU only")
+    show = ["grep", "Cpus_allowed_list", "/proc/self/status"]
+    everywhere = bundle.run(*show).stdout
+    bundle.process["args"] = show
+
+    def bind() -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    assert bundle.call("run", bundle.new_id(), preexec_fn=bind).stdout == everywhere
+    container, _ = bundle.start("sleep", "60")
+    assert bundle.call("exec", container, *show, preexec_fn=bind).stdout == everywhere
+    if Path("/sys/fs/cgroup/cpuset").is_dir() or Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        bundle.call("update", "--cpuset-cpus", "0", container)
+        assert bundle.call("exec", container, *show, preexec_fn=bind).stdout.split()[-1] == "0"
+
+
 def test_a_label_without_selinux(bundle: Bundle) -> None:
     if Path("/sys/fs/selinux/enforce").exists():
         pytest.skip("the host has SELinux")
