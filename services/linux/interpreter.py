@@ -26,6 +26,8 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _MNT_DETACH = 2
 _SHEBANG_LIMIT = 255
+# Of runc-bin, what engines call for each container.
+_QUICK_VERBS = ("create", "delete", "exec", "kill", "run", "start", "state")
 # Interpreters that find their library whatever they are called; others look beside their own file.
 _FIXED_PREFIXES = ("/usr", "/usr/local")
 # To Python this is a string. sh takes the mount that shows the very file of the interpreter, and Python looks
@@ -191,7 +193,9 @@ def write_launchers(bin_dir: str) -> list[str]:
     paths = [services, *(path for path in packages if path != services)]
     python = os.path.join(bin_dir, "python")
     store = os.path.join(os.path.dirname(bin_dir), "lib", f"runc-bin.{sys.implementation.cache_tag}.modules")
-    module_store_writer.write(store, python, paths, "import runc_bin; runc_bin.load_quick()")
+    warm = f"import runc_bin; runc_bin.load_verbs{_QUICK_VERBS!r}"
+    groups = {verb: f"import runc_bin; runc_bin.load_verb({verb!r})" for verb in _QUICK_VERBS}
+    module_store_writer.write(store, python, paths, warm, groups)
     written = []
     for command, text in (
         ("runc-bin", launcher_script(python, paths, "runc_bin.__main__", store, "/run/buoy-runc/@python")),

@@ -12,9 +12,10 @@ import json
 import marshal
 import os
 import subprocess
-import sys
+from collections.abc import Mapping
 from importlib.util import MAGIC_NUMBER
 from types import CodeType
+from typing import Any
 
 from linux import module_store
 
@@ -25,46 +26,93 @@ import sys
 before = set(sys.modules)
 sys.path[:0] = {paths!r}
 {start}
-{warm}
-loaded = [(m.__name__, hasattr(m, "__path__"), m.__file__) for n, m in sys.modules.items()
-          if n not in before and n == m.__name__ and (getattr(m, "__file__", "") or "").endswith(".py")]
+{statements}
+from importlib.machinery import EXTENSION_SUFFIXES
+loaded = []
+for name, module in list(sys.modules.items()):
+    spec = getattr(module, "__spec__", None)
+    if name in before or spec is None or name != spec.name:
+        continue
+    source = spec.origin or ""
+    if source.endswith(".py"):
+        loaded.append((name, {package} if hasattr(module, "__path__") else {module}, source))
+    elif source.endswith(tuple(EXTENSION_SUFFIXES)):
+        loaded.append((name, {extension}, source))
 import json
 print(json.dumps(loaded))
 """
+_LIST_ORDER = """
+import sys
+sys.path[:0] = {paths!r}
+{start}
+store, done = sys.meta_path[0], []
+def execute(module, load=store.exec_module):
+    load(module)
+    done.append(module.__name__)
+store.exec_module = execute
+{statements}
+sys.meta_path.remove(store)
+import json
+print(json.dumps(done))
+"""
 
 
-def write(path: str, python: str, paths: list[str], warm: str) -> None:
+def write(path: str, python: str, paths: list[str], warm: str, groups: Mapping[str, str]) -> None:
     """Write the store of all modules that the statements `warm` load, with `paths` before the standard
-    library. `python` is the interpreter that will read it, of the version that runs this.
+    library. `python` is the interpreter that will read it, of the version that runs this. `groups` has for
+    words of the command line the statements that load what such a command imports.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     draft = f"{path}.new"
-    _write(draft, paths, _loaded(python, paths, warm, ""))
+    _write(draft, paths, _loaded(python, paths, warm, ""), {})
     # Once more with that store, to leave out what is no longer loaded without the imports for annotations.
-    _write(draft, paths, _loaded(python, paths, warm, start_lines(draft)))
+    modules = _loaded(python, paths, warm, start_lines(draft))
+    _write(draft, paths, modules, {})
+    orders = {word: _order(python, paths, statements, draft) for word, statements in groups.items()}
+    _write(draft, paths, modules, orders)
     os.rename(draft, path)
 
 
-def _loaded(python: str, paths: list[str], warm: str, start: str) -> list[tuple[str, bool, str]]:
-    """Name, whether it is a package, and source of each module that `warm` loads."""
-    script = _LIST_LOADED.format(paths=paths, warm=warm, start=start)
+def _loaded(python: str, paths: list[str], warm: str, start: str) -> list[tuple[str, int, str]]:
+    """Name, kind and source of each module that `warm` loads and that Python itself has not built in."""
+    script = _LIST_LOADED.format(
+        paths=paths,
+        start=start,
+        statements=warm,
+        module=module_store.MODULE,
+        package=module_store.PACKAGE,
+        extension=module_store.EXTENSION,
+    )
+    return [(name, kind, source) for name, kind, source in _printed(python, script)]
+
+
+def _order(python: str, paths: list[str], statements: str, store: str) -> tuple[str, ...]:
+    """The stored modules that the statements load, in the order in which they are ready."""
+    script = _LIST_ORDER.format(paths=paths, start=start_lines(store), statements=statements)
+    return tuple(_printed(python, script))
+
+
+def _printed(python: str, script: str) -> list[Any]:
     done = subprocess.run([python, "-ISc", script], check=True, stdout=subprocess.PIPE, text=True)
-    return [(name, is_package, source) for name, is_package, source in json.loads(done.stdout)]
+    found: list[Any] = json.loads(done.stdout)
+    return found
 
 
-def _write(path: str, paths: list[str], modules: list[tuple[str, bool, str]]) -> None:
+def _write(
+    path: str, paths: list[str], modules: list[tuple[str, int, str]], groups: module_store.Groups
+) -> None:
     index: module_store.Index = {}
     code = bytearray()
-    for name, is_package, source in modules:
+    for name, kind, source in modules:
         status = os.stat(source)
-        own = any(source.startswith(f"{folder}/") for folder in paths)
-        compiled = marshal.dumps(_compile(source, own=own))
-        span = (len(code), len(code) + len(compiled))
-        index[name] = (is_package, source, status.st_size, status.st_mtime_ns, *span)
-        code += compiled
+        start = len(code)
+        if kind != module_store.EXTENSION:
+            own = any(source.startswith(f"{folder}/") for folder in paths)
+            code += marshal.dumps(_compile(source, own=own))
+        index[name] = (kind, source, status.st_size, status.st_mtime_ns, start, len(code))
     reader = _compile(module_store.__file__, own=True)
     with open(path, "wb") as store:
-        head = marshal.dumps((reader, index))
+        head = marshal.dumps((reader, index, groups))
         store.write(MAGIC_NUMBER + len(head).to_bytes(4, "little") + head + code)
 
 
@@ -75,13 +123,12 @@ def start_lines(path: str) -> str:
         "try:\n"
         "    import marshal\n"
         f"    with open({path!r}, 'rb') as store:\n"
-        "        data = memoryview(store.read())\n"
-        f"    if data[:4] == {MAGIC_NUMBER!r} == __import__('_frozen_importlib_external').MAGIC_NUMBER:\n"
-        "        end = 8 + int.from_bytes(data[4:8], 'little')\n"
-        "        reader, index = marshal.loads(data[8:end])\n"
-        "        scope = {'__name__': 'linux.module_store'}\n"
-        "        exec(reader, scope)\n"
-        "        scope['install'](index, data[end:])\n"
+        "        magic, size = store.read(4), int.from_bytes(store.read(4), 'little')\n"
+        f"        if magic == {MAGIC_NUMBER!r} == __import__('_frozen_importlib_external').MAGIC_NUMBER:\n"
+        "            reader, index, groups = marshal.loads(store.read(size))\n"
+        "            scope = {'__name__': 'linux.module_store'}\n"
+        "            exec(reader, scope)\n"
+        f"            scope['install'](index, groups, {path!r}, store.fileno(), 8 + size)\n"
         "except (OSError, EOFError, ValueError, TypeError):\n"
         "    pass\n"
     )
@@ -167,7 +214,3 @@ class _Stripper(ast.NodeTransformer):
         self.generic_visit(node)
         self._in_class = outer
         return node
-
-
-if __name__ == "__main__":
-    write(sys.argv[1], sys.argv[2], sys.argv[3].split(":"), sys.argv[4])

@@ -13,12 +13,18 @@ def warm() -> None:
     warmth.warm()
 
 
-def load_quick() -> None:
-    """Import what the verbs that engines call for each container need, on any host, and nothing else."""
-    for name in ("create", "delete", "exec_", "kill", "run", "start", "state"):
-        __import__(f"runc_bin.commands.{name}")
-    for name in (
-        *("__main__", "dispatch"),
-        *("libcontainer.cgroups.v1", "libcontainer.cgroups.v2", "libcontainer.seccomp"),
-    ):
-        __import__(f"runc_bin.{name}")
+def load_verb(name: str) -> None:
+    """Import what one command needs on this host for a container of the usual kind."""
+    from runc_bin import __main__, cli, dispatch  # noqa: F401
+    from runc_bin.libcontainer.cgroups import hierarchy
+
+    dispatch.command(cli.VERBS[name])
+    __import__(f"runc_bin.libcontainer.cgroups.{'v2' if hierarchy.unified() else 'v1'}")
+
+
+def load_verbs(*names: str) -> None:
+    """Import what these commands need, on any host."""
+    for name in names:
+        load_verb(name)
+    for name in ("cgroups.v1", "cgroups.v2", "seccomp"):
+        __import__(f"runc_bin.libcontainer.{name}")

@@ -20,15 +20,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     if argv is None:
-        _protect(words)
+        root, verb = _root_and_verb(words)
+        _protect(root, verb)
+        for finder in sys.meta_path:  # where the launcher found a store of modules: `linux.module_store`
+            getattr(finder, "preload", _without_store)(verb)
     from runc_bin.dispatch import dispatch
 
     return dispatch(words)
 
 
-def _protect(words: Sequence[str]) -> None:
+def _without_store(verb: str) -> None:
+    """Other finders find one module at a time."""
+
+
+def _protect(root: str, verb: str) -> None:
     """Have the interpreter out of containers' reach, before more is loaded than this file (CVE-2019-5736)."""
-    root, verb = _root_and_verb(words)
     if verb in _ENTERING:
         from linux.interpreter import protect_self
 

@@ -19,7 +19,7 @@ SLOW = {
     *("typing", "re", "enum", "json", "signal", "socket", "selectors", "dataclasses", "inspect", "argparse"),
     *("contextlib", "functools", "collections", "types", "ctypes", "array", "resource", "termios"),
 }
-QUICK = ("create", "delete", "exec_", "kill", "run", "start", "state")
+QUICK = ("create", "delete", "exec", "kill", "run", "start", "state")
 
 SAY = """
 from __future__ import annotations
@@ -43,7 +43,7 @@ def command(tmp_path: Path) -> Path:
     (tmp_path / "word.py").write_text("WORD = 'first'\n")
     store = tmp_path / "lib/say.modules"
     paths = [str(tmp_path), SERVICES]
-    module_store_writer.write(str(store), sys.executable, paths, "import say, word")
+    module_store_writer.write(str(store), sys.executable, paths, "import say, word", {})
     made = tmp_path / "say"
     made.write_text(interpreter.launcher_script(sys.executable, paths, "say", str(store)))
     made.chmod(0o755)
@@ -80,13 +80,60 @@ def test_without_a_good_store_the_sources_are_used(command: Path, damage: bytes 
     assert said(command)[:2] == ["first", "SourceFileLoader"]
 
 
+@pytest.fixture
+def grouped(tmp_path: Path) -> Path:
+    """A folder with a package, a module that needs it, and one that fails after both when FAIL is set."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/__init__.py").write_text("from .leaf import NAME\n")
+    (tmp_path / "inner/leaf.py").write_text("NAME = 'leaf'\n")
+    (tmp_path / "outer.py").write_text("import inner.leaf\nfrom inner import NAME\n")
+    (tmp_path / "last.py").write_text(
+        "import os\nimport outer\nif 'FAIL' in os.environ:\n    raise KeyError(1)\n"
+    )
+    statements = "import last"
+    module_store_writer.write(
+        str(tmp_path / "store"), sys.executable, [str(tmp_path)], statements, {"go": statements}
+    )
+    return tmp_path
+
+
+def preloaded(folder: Path, **environment: str) -> list[str]:
+    """Which modules are there after a preload; then that an import finds the rest, or fails as it should."""
+    script = (
+        f"import sys\nsys.path.insert(0, {str(folder)!r})\n"
+        f"{module_store_writer.start_lines(str(folder / 'store'))}"
+        "sys.meta_path[0].preload('other')\nsys.meta_path[0].preload('go')\n"
+        "found = {'inner', 'inner.leaf', 'outer', 'last'} & sys.modules.keys()\n"
+        "try:\n    import last\nexcept KeyError:\n    found.add('error')\n"
+        "import outer\nassert outer.inner.leaf.NAME == outer.NAME == 'leaf'\n"
+        "print(*sorted(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-ISc", script], stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
+    return done.stdout.split()
+
+
+def test_a_group_is_loaded_at_once(grouped: Path) -> None:
+    assert preloaded(grouped) == ["inner", "inner.leaf", "last", "outer"]
+
+
+def test_a_group_with_a_changed_module_is_left_alone(grouped: Path) -> None:
+    os.utime(grouped / "last.py", ns=(1, 1))
+    assert preloaded(grouped) == []
+
+
+def test_a_group_with_a_module_that_fails(grouped: Path) -> None:
+    assert preloaded(grouped, FAIL="1") == ["error", "inner", "inner.leaf", "outer"]
+
+
 def test_a_cold_command_loads_nothing_slow(tmp_path: Path) -> None:
     store = str(tmp_path / "runc.modules")
-    module_store_writer.write(store, sys.executable, [SERVICES], "import runc_bin; runc_bin.load_quick()")
-    names = ("__main__", "dispatch", "libcontainer.cgroups.v1", *(f"commands.{name}" for name in QUICK))
+    warm = f"import runc_bin; runc_bin.load_verbs{QUICK}"
+    module_store_writer.write(store, sys.executable, [SERVICES], warm, {})
     script = (
         f"import sys\nsys.path.insert(0, {SERVICES!r})\n{module_store_writer.start_lines(store)}"
-        f"import {', '.join(f'runc_bin.{name}' for name in names)}\nprint(*sys.modules)\n"
+        f"import runc_bin\nfor name in {QUICK}:\n    runc_bin.load_verb(name)\nprint(*sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-ISc", script], capture_output=True, text=True, check=True)
     assert not SLOW & set(done.stdout.split())
