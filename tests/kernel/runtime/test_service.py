@@ -1,4 +1,4 @@
-"""A container as a service of a manager: descriptors of socket activation, and readiness."""
+"""A container as a service of a manager: socket activation, readiness, orphans, its session keyring."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from linux.fds import receive_fds
@@ -156,3 +157,36 @@ def test_socket_activation(bundle: Bundle, ours: bool) -> None:
         )
     # standard streams, the socket, one more that is preserved, and the folder that `ls` reads
     assert done.stdout == ("6\n1 1 web 1\n" if ours else "4\n   1\n")
+
+
+@pytest.mark.parametrize("adopts", [True, False])
+def test_who_adopts_orphans(bundle: Bundle, adopts: bool) -> None:
+    """Without a pid namespace they have no parent in the container."""
+    bundle.linux["namespaces"] = [item for item in bundle.linux["namespaces"] if item["type"] != "pid"]
+    bundle.process["args"] = ["sh", "-c", "(sleep 60 >/dev/null & echo $!); exec sleep 60"]
+    container = bundle.new_id()
+    words = bundle.command("run", *([] if adopts else ["--no-subreaper"]), container)
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=bundle.folder, **options) as running:
+        assert running.stdout is not None
+        stat = Path(f"/proc/{int(running.stdout.readline())}/stat")
+        wait_until(lambda: "(sleep)" in stat.read_text())
+        parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        assert (parent == running.pid) == adopts
+        bundle.call("kill", container, "KILL")
+        assert running.wait(20) == 137
+
+
+@pytest.mark.skipif(not Path("/proc/keys").exists(), reason="the kernel has no keyrings")
+def test_a_session_keyring_of_its_own(bundle: Bundle) -> None:
+    bundle.linux["maskedPaths"] = []
+    bundle.process["args"] = ["cat", "/proc/keys"]
+    own, callers = bundle.new_id(), bundle.new_id()
+    assert f"keyring   _ses.{own}: empty" in bundle.call("run", own).stdout
+    assert f"_ses.{callers}" not in bundle.call("run", "--no-new-keyring", callers).stdout
+    bundle.process["args"] = ["sleep", "60"]
+    for container, flags in ((bundle.new_id(), ()), (bundle.new_id(), ("--no-new-keyring",))):
+        bundle.detach("run", "-d", *flags, container)
+        keys = bundle.call("exec", container, "cat", "/proc/keys").stdout
+        assert (f"_ses.{container}" in keys) == (not flags)
+        bundle.call("delete", "--force", container)
