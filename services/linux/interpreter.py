@@ -25,13 +25,15 @@ _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, 0o2000000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _MNT_DETACH = 2
+_OTHERS_WRITE, _STICKY = 0o022, 0o1000  # inode(7)
 _SHEBANG_LIMIT = 255
 # Of runc-bin, what engines call for each container.
 _QUICK_VERBS = ("create", "delete", "exec", "kill", "run", "start", "state")
 # Interpreters that find their library whatever they are called; others look beside their own file.
 _FIXED_PREFIXES = ("/usr", "/usr/local")
-# To Python this is a string. sh takes the mount that shows the very file of the interpreter, and Python looks
-# once more whether it is read-only.
+# To Python this is a string. sh takes the mount that shows the very file of the interpreter, unless somebody
+# else owns a folder on the way and could put another file there meanwhile; and Python looks once more whether
+# it is read-only.
 _PROTECTED_HEAD = """\
 #!/bin/sh
 ''':'
@@ -49,8 +51,19 @@ for word in "$@"; do
         *) break ;;
     esac
 done
+case $mounts in
+    /var/run/*) [ /var/run -ef /run ] && mounts=/run/${{mounts#/var/run/}} ;;
+esac
+ours() {{
+    case $1 in /*) at=$1 ;; *) return 1 ;; esac
+    while [ -O "$at" ] && [ ! -h "$at" ]; do
+        [ "$at" = / ] && return 0
+        at=${{at%/*}} at=${{at:-/}}
+    done
+    return 1
+}}
 for file in "$mounts"/python-*; do
-    [ "$file" -ef {python} ] && [ -O "${{mounts%/@python}}" ] && {mark}=${{0##*/}} exec "$file" -IS "$0" "$@"
+    [ "$file" -ef {python} ] && ours "$mounts" && {mark}=${{0##*/}} exec "$file" -IS "$0" "$@"
 done
 exec {python} -IS "$0" "$@"
 '''
@@ -273,9 +286,12 @@ def _mounted(run_dir: str) -> str | None:
 
 def _only_roots(folder: str) -> bool:
     """Whether nobody but root can put something else in the place of a folder, or of one above it."""
+    folder = os.path.realpath(folder)
     while True:
         try:
-            if os.stat(folder).st_uid != 0:
+            status = os.stat(folder)
+            open_to_others = status.st_mode & _OTHERS_WRITE and not status.st_mode & _STICKY
+            if status.st_uid != 0 or open_to_others:
                 return False
         except FileNotFoundError:
             pass

@@ -63,6 +63,7 @@ def container(name: str, resources: dict[str, Any], *args: str, path: str = "") 
     spec["process"].update({"args": list(args), "terminal": False})
     spec["root"]["readonly"] = False
     spec["linux"]["resources"] = resources
+    spec["annotations"] = {"org.systemd.property.TasksMax": "uint64 7"}  # which is to set nothing
     spec["linux"]["cgroupsPath"] = path or f"/buoy-limits/{name}"
     (FOLDER / "config.json").write_text(json.dumps(spec))
 

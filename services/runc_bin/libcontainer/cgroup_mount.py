@@ -76,6 +76,8 @@ def _mount_v1(
                     _mount_controller(mounter, base, name, controller, wanted.options, directory)
             if name != controller.removeprefix("name="):
                 os.symlink(name, controller.removeprefix("name="), dir_fd=base)
+        if wanted.options.read_only:  # only now, since the hierarchies needed their directories
+            m.change(base, set_=m.MOUNT_ATTR_RDONLY)
     finally:
         os.close(base)
 

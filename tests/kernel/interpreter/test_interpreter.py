@@ -120,6 +120,43 @@ def test_without_the_right_to_mount_a_sealed_copy_runs(command: Path, run_dir: P
     assert list(run_dir.iterdir()) == []
 
 
+@pytest.mark.root
+@pytest.mark.skipif(sys.base_prefix not in ("/usr", "/usr/local"), reason="its launchers look at no mounts")
+@pytest.mark.parametrize("whose", ["root's", "a user's", "behind a link"])
+def test_a_mount_is_taken_only_where_nobody_else_can_change_it(
+    tmp_path: Path, run_dir: Path, whose: str
+) -> None:
+    """The interpreter that the launcher would find is no mount, which Python notices: so it was taken."""
+    above = tmp_path / "above"
+    mounts = above / "state/@python"
+    mounts.mkdir(parents=True)
+    (mounts / "python-x").symlink_to(os.path.realpath(sys.executable))
+    if whose == "a user's":
+        os.chown(above, 12345, 12345)
+    if whose == "behind a link":
+        (tmp_path / "link").symlink_to(above)
+        above = tmp_path / "link"
+    (tmp_path / "report.py").write_text(REPORT.format(run_dir=str(run_dir)))
+    command = tmp_path / "report-cmd"
+    paths = [SERVICES, str(tmp_path)]
+    command.write_text(
+        interpreter.launcher_script(sys.executable, paths, "report", mounts="/nowhere/@python")
+    )
+    command.chmod(0o755)
+    words = [command, "--root", above / "state"]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=20)
+    taken = "executed anew, and still is not protected" in done.stderr
+    assert (taken, done.returncode == 3) == ((whose == "root's"), (whose != "root's"))
+
+
+@pytest.mark.root
+def test_a_folder_of_somebody_else_s_takes_no_mount(command: Path, run_dir: Path) -> None:
+    run_dir.mkdir()
+    os.chown(run_dir.parent, 12345, 12345)
+    assert run(command)[5] == 0xF
+    assert list(run_dir.iterdir()) == []
+
+
 def test_quick_way_does_not_touch_anything(command: Path, run_dir: Path) -> None:
     assert subprocess.run([command, "--version"], timeout=20).returncode == 0
     assert not run_dir.exists()
