@@ -57,7 +57,15 @@ def release(manager: socket.socket) -> None:
     os.close(fd)
 
 
-def test_start_comes_back_when_the_program_is_ready(bundle: Bundle, manager: socket.socket) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_start_comes_back_when_the_program_is_ready(
+    bundle: Bundle, manager: socket.socket, mapped: bool
+) -> None:
+    if mapped:
+        bundle.linux["namespaces"].append({"type": "user"})
+        ids = [{"containerID": 0, "hostID": 100000, "size": 1000}]
+        bundle.linux["uidMappings"] = bundle.linux["gidMappings"] = ids
+        os.chown(bundle.rootfs, 100000, 100000)
     script = (
         'echo "$NOTIFY_SOCKET" > /dev/shm/where; stat -c "%F %a" $NOTIFY_SOCKET > /dev/shm/socket; sleep 60'
     )
