@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,3 +177,35 @@ def test_preserved_descriptors(bundle: Bundle) -> None:
         assert passed.read() == "x\n"
     done = bundle.call("exec", "--preserve-fds", "1", container, "true", check=False)
     assert "unable to stat preserved-fd 0 (of 1)" in done.stderr
+
+
+# A container that moves its first process down and hands on a controller, so that no process may stay above.
+MOVED = """
+set -e
+mount --make-rprivate /
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+group=/sys/fs/cgroup$GROUP
+trap '"$@" delete --force c; rmdir ${group%/*}' EXIT
+"$@" run -d --pid-file pid c </dev/null >/dev/null 2>&1
+mkdir $group/init.scope $group/other
+cat pid >$group/init.scope/cgroup.procs
+echo +hugetlb >$group/cgroup.subtree_control
+for flags in "" "--cgroup other" "--cgroup /"; do
+  "$@" exec $flags c cat /proc/self/cgroup 2>&1 | tail -n 1
+done
+"""
+
+
+def test_a_container_that_has_moved_down_on_v2(hybrid_hugetlb: None, bundle: Bundle) -> None:
+    bundle.process["args"] = ["sleep", "60"]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", MOVED, "sh", *bundle.command()],
+        env={**os.environ, "GROUP": bundle.linux["cgroupsPath"]},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=bundle.folder,
+    )
+    by_itself, named, above = done.stdout.splitlines()
+    assert (by_itself, named) == ("0::/init.scope", "0::/other")
+    assert "device or resource busy" in above
