@@ -139,6 +139,19 @@ _CREATE_FLAGS = (
     Flag("no-new-keyring", bool, help="keep the caller's session keyring"),
 )
 
+_CHECKPOINT_FLAGS = (
+    Flag("image-path", str, help="folder of the images (default: checkpoint)"),
+    Flag("work-path", str, help="folder of CRIU's log and statistics (default: that of the images)"),
+    Flag("tcp-established", bool, help="allow open TCP connections"),
+    Flag("ext-unix-sk", bool, help="allow Unix sockets to the outside"),
+    Flag("shell-job", bool, help="allow a terminal that is not the container's own"),
+    Flag("lazy-pages", bool, help="bring pages of memory over on demand"),
+    Flag("file-locks", bool, help="take file locks along"),
+    Flag("manage-cgroups-mode", str, help="'soft' (default), 'full', 'strict' or 'ignore'"),
+    Flag("empty-ns", list, help="make a namespace of this kind, but not what is in it (network)"),
+    Flag("auto-dedup", bool, help="free pages of former images that later ones have too"),
+)
+
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
@@ -269,6 +282,39 @@ VERBS: dict[str, Verb] = {
                 Flag("stats", bool, help="print usage once"),
             ),
         ),
+        Verb(
+            "checkpoint",
+            "write a running container's processes to a folder of images, by CRIU",
+            1,
+            1,
+            (
+                *_CHECKPOINT_FLAGS,
+                Flag("parent-path", str, help="images of a former --pre-dump, relative to --image-path"),
+                Flag("leave-running", bool, help="let the container run on"),
+                Flag("tcp-skip-in-flight", bool, help="leave out connections in the making"),
+                Flag("link-remap", bool, help="allow files that are open and have no name any more"),
+                Flag("status-fd", int, default="-1", help="gets a zero byte once pages can be fetched"),
+                Flag("page-server", str, help="ADDRESS:PORT of who takes the pages"),
+                Flag("pre-dump", bool, help="write memory only, and let the container run on"),
+            ),
+        ),
+        Verb(
+            "restore",
+            "make a container of the images of a checkpoint, and run it",
+            1,
+            1,
+            (
+                *_CHECKPOINT_FLAGS,
+                Flag("bundle", str, "b", help="the bundle's folder (default: the current one)"),
+                Flag("console-socket", str, help="Unix socket that gets the master of the terminal"),
+                Flag("pid-file", str, help="file to write the process's pid to"),
+                Flag("detach", bool, "d", help="do not wait for the container's end"),
+                Flag("no-subreaper", bool, help="do not adopt orphans while waiting"),
+                Flag("no-pivot", bool, help="refused: CRIU restores with pivot_root only"),
+                Flag("lsm-profile", str, help="TYPE:NAME of the security module's profile to restore with"),
+                Flag("lsm-mount-context", str, help="SELinux label to mount with"),
+            ),
+        ),
         Verb("features", "print what is supported, as JSON", 0, 0, arguments=""),
     )
 }
@@ -293,7 +339,7 @@ def _default(flag: Flag) -> Value:
     if flag.kind is bool:
         return None
     if flag.kind is int:
-        return 0
+        return int(flag.default or 0)
     if flag.kind is list:
         return []
     return flag.default

@@ -32,6 +32,8 @@ from tests.support.transfer import import_image
 pytestmark = [pytest.mark.root, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRIES = 40
+# Not every host's kernel and CRIU go together: these are come by in the machine of tests/systemd.
+NEEDS_CRIU = ("checkpoint.", "restore.")
 
 
 class Crashing:
@@ -236,7 +238,7 @@ def test_every_point(crashing: Crashing) -> None:
     while before != crashing.hit():
         before = crashing.hit()
         crashing.everything()
-    missed = registered() - registered("runc.", "cgroups.") - crashing.hit()
+    missed = registered() - registered("runc.", "cgroups.", *NEEDS_CRIU) - crashing.hit()
     assert not missed, f"no operation comes by {sorted(missed)}"
     engine = crashing.engine
     assert engine.out("ps", "-aq") == ""

@@ -20,7 +20,7 @@ def check_terminal(context: Context, *, terminal: bool, detached: bool) -> None:
         raise InvalidArgument("cannot allocate tty if runc will detach without setting console socket")
     if (not detached or not terminal) and wanted:
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
-    if context.number("preserve-fds") < 0:
+    if context.flags.get("preserve-fds", 0) < 0:  # restore has no such flag
         raise InvalidArgument("--preserve-fds must not be negative")
 
 

@@ -15,7 +15,7 @@ from linux import interpreter, signals, syscalls
 from linux.crashpoints import crashpoint
 
 from runc_bin import contexts
-from runc_bin.libcontainer import apparmor, cgroups, hooks, identity, init, state
+from runc_bin.libcontainer import apparmor, cgroups, devices, hooks, identity, init, state
 from runc_bin.libcontainer.failures import step
 from runc_bin.libcontainer.process_spec import Process, no_process
 from runc_bin.libcontainer.spec import Spec
@@ -128,30 +128,12 @@ def create(
             from runc_bin.libcontainer import seccomp_notify
 
             listener = seccomp_notify.read(spec.seccomp).as_dict()
-    record = State(
-        id=container_id,
-        oci_version=spec.version,
-        bundle=options.bundle,
-        rootfs=spec.rootfs,
-        created=_now(),
-        annotations=spec.annotations,
-        namespaces={kind: namespace.path for kind, namespace in spec.namespaces.items()},
-        cgroup_paths=manager.paths,
-        cgroup_unit=manager.unit,
-        cgroup_unit_of_user=manager.user,
-        no_new_keyring=options.no_new_keyring,
-        seccomp_flags=(spec.seccomp or {}).get("flags"),
-        seccomp_listener=listener,
-        apparmor_profile=process.apparmor_profile,
-        oom_score_adj=process.oom_score_adj,
-        has_seccomp=program is not None,
-        personality=spec.personality,
-        process_defaults=spec.process_defaults,
-        late_hooks=hooks.to_record(spec.hooks),
-    )
+    record = new_record(
+        container_id, spec, manager, options.bundle, no_new_keyring=options.no_new_keyring
+    ).replace(seccomp_listener=listener)
     with contexts.ExitStack() as undo:
         folder = state.create_dir(root, container_id)
-        undo.callback(_run_poststop, spec, record, warn)
+        undo.callback(run_poststop, spec, record, warn)
         undo.callback(state.remove_dir, root, container_id)
         crashpoint("runc.create.folder-made")
         state.save_state(root, record)
@@ -175,7 +157,57 @@ def create(
     return record
 
 
-def _run_poststop(spec: Spec, record: State, warn: hooks.Warn) -> None:
+def new_record(
+    container_id: str, spec: Spec, manager: cgroups.Manager, bundle: str, *, no_new_keyring: bool = False
+) -> State:
+    """What is on record of a container before there is anything of it."""
+    process = spec.process or no_process()
+    return State(
+        id=container_id,
+        oci_version=spec.version,
+        bundle=bundle,
+        rootfs=spec.rootfs,
+        created=_now(),
+        annotations=spec.annotations,
+        namespaces={kind: namespace.path for kind, namespace in spec.namespaces.items()},
+        cgroup_paths=manager.paths,
+        cgroup_unit=manager.unit,
+        cgroup_unit_of_user=manager.user,
+        no_new_keyring=no_new_keyring,
+        seccomp_flags=(spec.seccomp or {}).get("flags"),
+        apparmor_profile=process.apparmor_profile,
+        oom_score_adj=process.oom_score_adj,
+        has_seccomp=bool(spec.seccomp),
+        personality=spec.personality,
+        process_defaults=spec.process_defaults,
+        late_hooks=hooks.to_record(spec.hooks),
+        external_mounts=_external_mounts(spec),
+        masked_paths=spec.masked_paths,
+        external_descriptors=[] if process.terminal else _streams(),
+    )
+
+
+def _external_mounts(spec: Spec) -> list[str]:
+    """The destinations of the mounts that come from outside the container."""
+    found = [mount.destination for mount in spec.mounts if mount.kind == "bind" and not mount.options.remount]
+    if devices.wants_devices(spec) and devices.binds_nodes(spec):
+        found += [device.path for device in devices.wanted(spec)]
+    return list(dict.fromkeys(found))
+
+
+def _streams() -> list[str]:
+    """What our three streams, which init gets, are: a path, or a kind and an inode."""
+    found = []
+    for fd in range(3):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            found.append("")
+    return found
+
+
+def run_poststop(spec: Spec, record: State, warn: hooks.Warn) -> None:
+    """Run the hooks for the end of a container that could not be made; failures go to `warn`."""
     stopped = state.oci_state(record, "stopped", 0)
     hooks.run(spec.hooks.get("poststop", ()), "poststop", stopped, folder=record.bundle, warn=warn)
 

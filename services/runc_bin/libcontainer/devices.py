@@ -45,6 +45,21 @@ def wants_devices(spec: Spec) -> bool:
     )
 
 
+def binds_nodes(spec: Spec) -> bool:
+    """Whether nodes are the host's, bound: nobody may make any in a user namespace."""
+    return "user" in spec.namespaces
+
+
+def wanted(spec: Spec) -> tuple[Device, ...]:
+    """The devices that the container gets: the default ones, and those of the spec, which win over a default
+    of the same path.
+    """
+    found = {device.path: device for device in _DEFAULT}
+    found.update({device.path: device for device in spec.devices})
+    found.pop("/dev/ptmx", None)
+    return tuple(found.values())
+
+
 def fill_dev(root_fd: int, spec: Spec) -> None:
     """Make the default devices, those of the spec (which win over a default of the same path), and the
     links. In a user namespace, where nobody may make nodes, the host's are bound instead; they keep the
@@ -52,15 +67,12 @@ def fill_dev(root_fd: int, spec: Spec) -> None:
 
     FailedPrecondition when something else is at a device's path, or the host has no such device to bind.
     """
-    bound = "user" in spec.namespaces
-    wanted = {device.path: device for device in _DEFAULT}
-    wanted.update({device.path: device for device in spec.devices})
-    wanted.pop("/dev/ptmx", None)
+    bound = binds_nodes(spec)
     dev = _open_dev(root_fd)
     folders = {"/dev": dev}
     try:
-        for path, device in wanted.items():
-            directory, _, name = path.rpartition("/")
+        for device in wanted(spec):
+            directory, _, name = device.path.rpartition("/")
             folder = folders.get(directory)
             if folder is None:
                 folder = folders[directory] = paths.make_directories(root_fd, directory or "/")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errdefs import AlreadyExists, DataLoss, InvalidArgument, NotFound
@@ -26,6 +26,7 @@ STARTED = b"0"  # what init writes there before it executes the program; anythin
 _NOTIFY = "notify"
 FILTER_CACHE = "@filters"  # beside the containers' folders; no id has such a name
 ROOT_PLACE = "rootfs"  # a directory for the root of a container without a mount namespace
+CRIU_ROOT = "criu-root"  # where CRIU finds the root while it restores, in a mount namespace of its own
 _STATE = "state.json"
 _FILTER = "seccomp.bpf"
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-"
@@ -38,6 +39,10 @@ class State(Record):
     the hooks for after the creation, by kind (`hooks.to_record`); `process_defaults` is what further ones
     take from its first process (`process_spec.inherited`); `cgroup_unit` names the unit of systemd that the
     control group is, if it is one, and `cgroup_unit_of_user` says that it is the caller's own systemd's.
+
+    The last three are for a checkpoint: the destinations of the mounts that come from outside, the paths that
+    are masked, and what the first process's streams were given as (`pipe:[1234]`), which is empty for a
+    terminal.
     """
 
     id: str
@@ -61,6 +66,9 @@ class State(Record):
     personality: int | None = None
     late_hooks: Mapping[str, Any] = {}
     process_defaults: Mapping[str, Any] = {}
+    external_mounts: Sequence[str] = ()
+    masked_paths: Sequence[str] = ()
+    external_descriptors: Sequence[str] = ()
 
 
 def oci_state(record: State, status: str, pid: int) -> dict[str, Any]:
@@ -162,6 +170,8 @@ def remove_dir(root: str, container_id: str) -> None:
     for name in names:
         if name == ROOT_PLACE:
             _remove_mounts(os.path.join(path, name))
+        elif name == CRIU_ROOT:
+            os.rmdir(os.path.join(path, name))
         elif name == _NOTIFY:
             _remove_folder(os.path.join(path, name))
         else:
