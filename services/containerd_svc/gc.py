@@ -1,10 +1,11 @@
-"""The collector: removes content and committed snapshots of a namespace that nothing holds.
+"""The collector: removes content and snapshots of a namespace that nothing holds.
 
-Roots are images, what the labels of sandboxes refer to, live leases, active and view snapshots with the
-chains below them, and whatever carries the label `containerd.io/gc.root`. From a blob or snapshot the labels
+Roots are images, the snapshots of containers, what the labels of either and of sandboxes refer to, live
+leases, and whatever carries the label `containerd.io/gc.root`. From a blob or snapshot the labels
 `containerd.io/gc.ref.content[.…]` and `containerd.io/gc.ref.snapshot.<snapshotter>[/…]` lead on; a snapshot
-leads to its parent. Marking and the removal of rows are one transaction, so that nothing made meanwhile is
-lost; files go afterwards.
+leads to its parent. A lease with the label `containerd.io/gc.flat` holds what it names and nothing beyond.
+Marking and the removal of rows are one transaction, so that nothing made meanwhile is lost; files go
+afterwards. Rules: containerd's docs/garbage-collection.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from linux.crashpoints import crashpoint
-from pb.containerd.events import ContentDelete
+from pb.containerd.events import ContentDelete, SnapshotRemove
 from storage.database import Database
 
 from containerd_svc import labels
@@ -28,6 +29,7 @@ from containerd_svc.snapshots import Snapshots
 _Node = tuple[str, str]
 
 _ROOT = "containerd.io/gc.root"
+_FLAT = "containerd.io/gc.flat"
 _CONTENT_REF = "containerd.io/gc.ref.content"
 _SNAPSHOT_REF = "containerd.io/gc.ref.snapshot."
 
@@ -51,10 +53,13 @@ class Collector:
         """
 
         def sweep(connection: sqlite3.Connection, record: Recorder) -> tuple[list[str], list[int]]:
-            digests, trees = _sweep(connection, namespace, time.time())
+            digests, snapshots = _sweep(connection, namespace, time.time())
             for digest in digests:
                 record(namespace, "/content/delete", ContentDelete(digest=digest))
-            return digests, trees
+            for kind, key in snapshots:
+                snapshotter = kind.removeprefix("snapshots/")
+                record(namespace, "/snapshot/remove", SnapshotRemove(key=key, snapshotter=snapshotter))
+            return digests, list(snapshots.values())
 
         digests, trees = await self._events.transact(sweep)
         crashpoint("gc.rows-removed")
@@ -87,17 +92,20 @@ class Collector:
         return await self._database.read(select)
 
 
-def _sweep(connection: sqlite3.Connection, namespace: str, now: float) -> tuple[list[str], list[int]]:
-    """Mark from the roots, remove the other rows; the digests and the snapshot ids that are gone."""
+def _sweep(connection: sqlite3.Connection, namespace: str, now: float) -> tuple[list[str], dict[_Node, int]]:
+    """Mark from the roots, remove the other rows; the digests and the snapshots with their ids that are gone,
+    children first.
+    """
     edges, roots, snapshots = _graph(connection, namespace)
-    live = _reachable(edges, [*roots, *_lease_roots(connection, namespace, now)])
+    leased, flat = _leased(connection, namespace, now)
+    live = _reachable(edges, [*roots, *leased]) | flat
     dead_content = [name for kind, name in edges if kind == "content" and (kind, name) not in live]
-    # Children before parents, which is the order that the rows' reference wants: a child's id is higher.
-    dead_snapshots = sorted((row for node, row in snapshots.items() if node not in live), reverse=True)
+    dead = [(row, node) for node, row in snapshots.items() if node not in live]
+    dead_snapshots = {node: row for row, node in sorted(dead, reverse=True)}  # a child's id is higher
     connection.executemany(
         "DELETE FROM blobs WHERE namespace=? AND digest=?", [(namespace, digest) for digest in dead_content]
     )
-    connection.executemany("DELETE FROM snapshots WHERE id=?", [(row,) for row in dead_snapshots])
+    connection.executemany("DELETE FROM snapshots WHERE id=?", [(row,) for row in dead_snapshots.values()])
     _end_leases(connection, namespace, now)
     return dead_content, dead_snapshots
 
@@ -105,10 +113,10 @@ def _sweep(connection: sqlite3.Connection, namespace: str, now: float) -> tuple[
 def _graph(
     connection: sqlite3.Connection, namespace: str
 ) -> tuple[dict[_Node, list[_Node]], list[_Node], dict[_Node, int]]:
-    """What leads where, the roots but for leases, and the committed snapshots with their ids."""
+    """What leads where, the roots but for leases, and the snapshots with their ids."""
     edges: dict[_Node, list[_Node]] = {}
     roots: list[_Node] = []
-    committed: dict[_Node, int] = {}
+    snapshots: dict[_Node, int] = {}
     for digest, text in connection.execute(
         "SELECT digest, labels FROM blobs WHERE namespace=?", (namespace,)
     ):
@@ -118,28 +126,32 @@ def _graph(
         if _ROOT in found:
             roots.append(node)
     rows = connection.execute(
-        "SELECT s.id, s.snapshotter, s.key, s.kind, s.labels, p.key FROM snapshots s"
+        "SELECT s.id, s.snapshotter, s.key, s.labels, p.key FROM snapshots s"
         " LEFT JOIN snapshots p ON p.id = s.parent WHERE s.namespace=?",
         (namespace,),
     )
-    for row, snapshotter, key, kind, text, parent in rows:
+    for row, snapshotter, key, text, parent in rows:
         node = (f"snapshots/{snapshotter}", key)
         found = labels.load(text)
         edges[node] = list(_references(found))
         if parent is not None:
             edges[node].append((f"snapshots/{snapshotter}", parent))
-        if kind == "committed":
-            committed[node] = row
-        if kind != "committed" or _ROOT in found:
+        snapshots[node] = row
+        if _ROOT in found:
             roots.append(node)
     for digest, text in connection.execute(
         "SELECT digest, labels FROM images WHERE namespace=?", (namespace,)
     ):
         roots.append(("content", digest))
         roots.extend(_references(labels.load(text)))
+    for snapshotter, key, text in connection.execute(
+        "SELECT snapshotter, snapshot_key, labels FROM containers WHERE namespace=?", (namespace,)
+    ):
+        roots.append((f"snapshots/{snapshotter}", key))
+        roots.extend(_references(labels.load(text)))
     for (text,) in connection.execute("SELECT labels FROM sandboxes WHERE namespace=?", (namespace,)):
         roots.extend(_references(labels.load(text)))
-    return edges, roots, committed
+    return edges, roots, snapshots
 
 
 def _references(found: dict[str, str]) -> Iterable[_Node]:
@@ -150,15 +162,23 @@ def _references(found: dict[str, str]) -> Iterable[_Node]:
             yield f"snapshots/{key.removeprefix(_SNAPSHOT_REF).partition('/')[0]}", value
 
 
-def _lease_roots(connection: sqlite3.Connection, namespace: str, now: float) -> Iterable[_Node]:
+def _leased(connection: sqlite3.Connection, namespace: str, now: float) -> tuple[list[_Node], set[_Node]]:
+    """What live leases hold: with all that it leads to, and alone."""
     held: dict[str, list[_Node]] = defaultdict(list)
     for lease, kind, name in connection.execute(
         "SELECT lease, type, id FROM lease_resources WHERE namespace=?", (namespace,)
     ):
         held[lease].append((kind, name))
-    for lease in _leases(connection, namespace):
-        if not _expired(lease, now):
-            yield from held[lease.id]
+    whole: list[_Node] = []
+    flat: set[_Node] = set()
+    for found in _leases(connection, namespace):
+        if _expired(found, now):
+            continue
+        if _FLAT in found.labels:
+            flat.update(held[found.id])
+        else:
+            whole.extend(held[found.id])
+    return whole, flat
 
 
 def _end_leases(connection: sqlite3.Connection, namespace: str, now: float) -> None:

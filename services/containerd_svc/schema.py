@@ -31,4 +31,5 @@ MIGRATIONS = [
     ),
     sandboxes.MIGRATION,
     quarantine.MIGRATION,
+    snapshots.MIGRATION_KEPT,
 ]

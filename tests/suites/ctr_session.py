@@ -1,9 +1,9 @@
 """`ctr` driven through one script against one daemon, within namespaces of their own; what it answered, as
 JSON.
 
-`python -m tests.suites.ctr_session ours|peer|shim TOOLS WORK` is called as process 1 of new pid and mount
-namespaces: whatever it started and mounted ends with it. TOOLS is a folder list as in PATH that has `ctr`,
-and for `peer` and `shim` containerd, a shim and runc. WORK gets `transcript.json`.
+`python -m tests.suites.ctr_session ours|peer|shim TOOLS WORK` is called as process 1 of new pid, mount and
+network namespaces: whatever it started and mounted ends with it. TOOLS is a folder list as in PATH that has
+`ctr`, and for `peer` and `shim` containerd, a shim and runc. WORK gets `transcript.json`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 again.
 """
 
-from containerd_svc.snapshots.records import MIGRATION, Info
+from containerd_svc.snapshots.records import MIGRATION, MIGRATION_KEPT, Info
 from containerd_svc.snapshots.store import Snapshots
 
-__all__ = ["MIGRATION", "Info", "Snapshots"]
+__all__ = ["MIGRATION", "MIGRATION_KEPT", "Info", "Snapshots"]

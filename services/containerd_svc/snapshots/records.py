@@ -26,6 +26,11 @@ CREATE INDEX snapshots_by_parent ON snapshots (parent);
 CREATE INDEX snapshots_unsynced ON snapshots (unsynced) WHERE unsynced != '';
 """
 
+# Before this version the collector left every snapshot in work alone; those that are there stay.
+MIGRATION_KEPT = """
+UPDATE snapshots SET labels = json_set(labels, '$."containerd.io/gc.root"', 'kept') WHERE kind != 'committed';
+"""
+
 _SELECT = (
     "SELECT s.id, s.parent, s.size, s.inodes, s.key, p.key, s.kind, s.labels, s.created_at, s.updated_at"
     " FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent"

@@ -274,21 +274,3 @@ async def test_a_client_that_goes_away(engine: Engine) -> None:
     with pytest.raises(Gone):
         await anext(engine.images.load(broken()))
     assert await engine.left() == set()
-
-
-async def test_a_lease_holds(stores: Stores) -> None:
-    """What a live lease holds stays when the collector runs; what nothing holds goes."""
-    for lease, labels in (("l", {}), ("old", {"containerd.io/gc.expire": "2020-01-01T00:00:00Z"})):
-        await stores.leases.create("moby", lease, labels)
-    for name, lease in (("held", "l"), ("expired", "old"), ("free", "")):
-        await stores.snapshots.prepare("moby", "overlayfs", "x", "", lease=lease)
-        await stores.snapshots.commit("moby", "overlayfs", name, "x", lease=lease)
-    await stores.snapshots.prepare("moby", "overlayfs", "x", "held")
-    await stores.snapshots.commit("moby", "overlayfs", "root", "x", {"containerd.io/gc.root": "1"})
-    await stores.collector.collect("moby")
-    names = [info.name for info in await stores.snapshots.list("moby", "overlayfs")]
-    assert names == ["held", "root"]
-    assert [lease.id for lease in await stores.leases.list("moby")] == ["l"]
-    await stores.leases.delete("moby", "l")
-    await stores.collector.collect("moby")
-    assert [info.name for info in await stores.snapshots.list("moby", "overlayfs")] == ["held", "root"]
