@@ -76,7 +76,7 @@ class _Queue:
         """Append; empty: whether the child has taken everything, so that the same memory is used again."""
         if empty:
             self.origin = self.head
-        self.latest = latest
+        self.latest = max(self.latest, latest)
         at = (self.head - self.origin) % self.size
         first = self.size - at
         done = os.pwrite(self.fd, data[:first], at)
@@ -237,14 +237,20 @@ class DiskWriter:
             self._stall = None
 
     def _made_room(self) -> None:
-        if self._errno or self._head - self._tail > FULL // 2:
+        most = FULL if self._buffer is None else self._buffer
+        if self._errno or self._head - self._tail > most // 2:
             return
         self._dropping = False
         if self._untold:
             lines, self._untold = self._untold, 0
             log.warning("%d lines are missing in the log", lines)
             if self._notice is not None:
-                self.append(self._notice(lines))
+                notice = self._notice(lines)
+                try:
+                    self._put(notice, 0)  # above all limits
+                except OSError as error:
+                    self._drop(notice, error.errno or 0)
+                    self._untold = lines
         if self._stall is not None:
             self._stop_watch()
             self.on_room()

@@ -71,6 +71,13 @@ class JournaldFile(LogFile):
         self.size += count
         return count
 
+    def close(self) -> None:
+        """Close the socket too."""
+        super().close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _common(self, run: Piece) -> bytes:
         """The fields of every line of a run."""
         fields = self._fields + b"PRIORITY=%s\nSYSLOG_TIMESTAMP=%s\nCONTAINER_LOG_EPOCH=%s\n" % (

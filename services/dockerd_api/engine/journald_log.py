@@ -54,16 +54,15 @@ class JournaldReader:
         self._journal = journal.Reader(path=path, converters={"MESSAGE": _bytes})
         self._journal.add_match(CONTAINER_ID_FULL=container)
         self.position = position
+        self._held: Mapping[str, Any] = {}
         if position:
             self._journal.seek_cursor(position)
             self._journal.get_next()  # the one that was read
         elif options.tail is not None:
             self._journal.seek_tail()
-            # Behind the last: one step back stands on it, and the next read begins behind where it stands.
-            if options.tail and not self._journal.get_previous(options.tail + 1):
-                self._journal.seek_head()
-            elif not options.tail:
-                self._journal.get_previous()
+            # So many back, or the first there is; the next read begins behind it.
+            entry = self._journal.get_previous(options.tail or 1)
+            self._held = entry if options.tail else {}
         elif options.since:
             self._journal.seek_realtime(options.since // 1000 / 1_000_000)
         else:
@@ -78,7 +77,8 @@ class JournaldReader:
         """The next entries, formatted, and whether the end is reached for now."""
         self._journal.process()  # files that have come or gone
         found: list[Run | Damage] = []
-        while len(found) < _MOST and (fields := self._journal.get_next()):
+        while len(found) < _MOST and (fields := self._held or self._journal.get_next()):
+            self._held = {}
             found.append(_run(fields))
             self.position = fields["__CURSOR"]
         return self._format.of(found), not found
