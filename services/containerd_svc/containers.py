@@ -84,6 +84,15 @@ class Containers:
 
         return [found for found in await self._database.read(select) if match(_lookup(found))]
 
+    async def labelled(self, label: str) -> Sequence[tuple[str, Container]]:
+        """(namespace, record) of all containers that have a label, in every namespace."""
+
+        def select(connection: sqlite3.Connection) -> Sequence[tuple[str, Container]]:
+            rows = connection.execute(f"SELECT namespace, {_COLUMNS} FROM containers").fetchall()
+            return [(row[0], _container(row[1:])) for row in rows if label in labels.load(row[2])]
+
+        return await self._database.read(select)
+
     async def create(self, namespace: str, wanted: Container) -> Container:
         """Keep a new record. Raises InvalidArgument, AlreadyExists."""
         identifiers.validate(namespace)

@@ -43,6 +43,7 @@ from containerd_svc.gc import Collector
 from containerd_svc.gc_schedule import Schedule
 from containerd_svc.images import ImageStore
 from containerd_svc.leases import Leases
+from containerd_svc.monitor import Monitor
 from containerd_svc.namespaces import Namespaces
 from containerd_svc.plugins import GRPC, SCHEDULER
 from containerd_svc.recover import Recovery
@@ -110,12 +111,13 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
             place=_made(settings.root / "transfer"),
         )
         await transfers.start()
+        tasks = Tasks(supervisor, containers, settings.runtime_root)
         disabled = settings.config.disabled
         served: dict[str, ServiceBase] = {
             "version": VersionService(importlib.metadata.version("buoy"), "buoy"),
             "namespaces": NamespacesService(Namespaces(database, events)),
             "containers": ContainersService(containers),
-            "tasks": TasksService(Tasks(supervisor, containers, settings.runtime_root)),
+            "tasks": TasksService(tasks),
             "events": EventsService(events),
             "content": ContentService(content),
             "snapshots": SnapshotsService(snapshots),
@@ -135,6 +137,8 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         await server.serve(listener)
         stack.push_async_callback(server.close)
         stack.callback(asyncio.create_task(service_manager.watchdog()).cancel)
+        monitor = Monitor(containers, supervisor, tasks, snapshots)
+        stack.callback(asyncio.create_task(monitor.run()).cancel)
         if SCHEDULER not in disabled:
             stack.callback(asyncio.create_task(Schedule(collector, events).run()).cancel)
         gc.freeze()

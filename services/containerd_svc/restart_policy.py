@@ -13,6 +13,7 @@ from dataclasses import dataclass
 STATUS = "containerd.io/restart.status"
 POLICY = "containerd.io/restart.policy"
 STOPPED = "containerd.io/restart.explicitly-stopped"
+LOG_URI = "containerd.io/restart.loguri"
 BOOT_ID = "dev.buoy.restart.boot-id"
 
 _FIRST_MS, _LAST_MS = 100, 60_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,7 +11,15 @@ from pathlib import Path
 import errdefs
 import pytest
 from pb.buoy.events.v1 import RestartDecision
+from pb.containerd.services.containers.v1 import (
+    Container,
+    ContainerRuntime,
+    CreateContainerRequest,
+    UpdateContainerRequest,
+)
+from pb.containerd.services.tasks.v1 import ListTasksRequest
 from pb.containerd.v1.types import Status
+from pb.google.protobuf import FieldMask
 
 from tests.daemon.containerd.world import Follower, World, until
 
@@ -127,6 +136,47 @@ async def test_an_exit_while_the_daemon_is_dead_is_decided_afterwards(world: Wor
 
         await until(again, "it runs again")
     await world.remove(container_id)
+
+
+async def test_the_labels_alone_start_and_stop_after_a_boot(world: World) -> None:
+    """Nothing is left of the tasks, as after a boot; no client comes back."""
+    running = {"containerd.io/restart.status": "running"}
+    output = world.dir / "said"
+    told = {"containerd.io/restart.loguri": f"file://{output}", **running}
+    spec = world.spec(["sh", "-c", "echo up; sleep 100"], "wanted")
+    root = json.loads(spec.value)
+    root["root"]["path"] = str(world.rootfs)
+    spec.value = json.dumps(root).encode()
+    for name, own in {
+        "wanted": told,
+        "stopped": {"containerd.io/restart.explicitly-stopped": "true", **running},
+        "failed": {"containerd.io/restart.policy": "on-failure", **running},
+        "docker": labels("always"),
+    }.items():
+        container = Container(
+            id=name, labels=own, spec=spec, runtime=ContainerRuntime(name="io.containerd.runc.v2")
+        )
+        await world.containers.create(CreateContainerRequest(container=container))
+    surplus = await world.run("sleep", "100")
+    key = "containerd.io/restart.status"
+    await world.containers.update(
+        UpdateContainerRequest(
+            container=Container(id=surplus, labels={key: "stopped"}),
+            update_mask=FieldMask(paths=[f"labels.{key}"]),
+        )
+    )
+    await world.restart_daemon()
+
+    async def tasks() -> list[str]:
+        return [each.container_id for each in (await world.tasks.list(ListTasksRequest())).tasks]
+
+    async def settled() -> bool:
+        return await tasks() == ["wanted"] and await world.status("wanted") == Status.RUNNING
+
+    await until(settled, "one is started, the other stopped")
+    await until(lambda: output.exists() and output.read_text() == "up\n", "it writes where its label says")
+    for name in ("wanted", "stopped", "failed", "docker", surplus):
+        await world.remove(name)
 
 
 @pytest.mark.crash
