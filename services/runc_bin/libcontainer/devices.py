@@ -60,22 +60,25 @@ def wanted(spec: Spec) -> tuple[Device, ...]:
     return tuple(found.values())
 
 
-def fill_dev(root_fd: int, spec: Spec) -> None:
+def fill_dev(root_fd: int, spec: Spec, mounted: int | None) -> None:
     """Make the default devices, those of the spec (which win over a default of the same path), and the
     links. In a user namespace, where nobody may make nodes, the host's are bound instead; they keep the
-    host's owner and mode.
+    host's owner and mode. `mounted` is what the spec has mounted on /dev, if it has.
 
     FailedPrecondition when something else is at a device's path, or the host has no such device to bind.
     """
     bound = binds_nodes(spec)
-    dev = _open_dev(root_fd)
+    # Where a link of the image leads by now is of no account: nodes come into the mount that is ours.
+    dev = _open_dev(root_fd) if mounted is None else paths.open_in_root(mounted, "/", paths.DIRECTORY)
     folders = {"/dev": dev}
     try:
         for device in wanted(spec):
             directory, _, name = device.path.rpartition("/")
             folder = folders.get(directory)
             if folder is None:
-                folder = folders[directory] = paths.make_directories(root_fd, directory or "/")
+                below = directory.startswith("/dev/")
+                base, inner = (dev, directory[4:]) if below else (root_fd, directory or "/")
+                folder = folders[directory] = paths.make_directories(base, inner)
             if bound and device.kind != "p":
                 _bind_node(folder, name, device)
             else:
@@ -94,7 +97,7 @@ def fill_dev(root_fd: int, spec: Spec) -> None:
 
 
 def _open_dev(root_fd: int) -> int:
-    """/dev, which must not be a link: the image would decide where device nodes appear."""
+    """/dev of the image, which must not be a link: it would decide where device nodes appear."""
     try:
         return paths.make_directories(root_fd, "/dev", no_links=True)
     except OSError as error:

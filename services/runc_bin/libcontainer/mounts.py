@@ -54,8 +54,9 @@ class Mounter:
     """Makes the mounts of one container below `root_fd`, in the spec's order.
 
     `label` is the SELinux label of new file systems, empty for none. `proc_fd` becomes the descriptor of the
-    container's own procfs (or None). Mounts that must still be written to (tmpfs, /dev) are made writable and
-    turned read-only by `make_read_only`.
+    container's own procfs (or None), `dev_fd` of what is mounted on /dev, wherever a link of the image leads.
+    Mounts that must still be written to (tmpfs, /dev) are made writable and turned read-only by
+    `make_read_only`.
     """
 
     def __init__(self, root_fd: int, label: str = "") -> None:
@@ -64,6 +65,7 @@ class Mounter:
         self._root_info = os.fstat(root_fd)
         self._proc_device: int | None = None  # of the procfs at /proc, where `new` has made it
         self.proc_fd: int | None = None
+        self.dev_fd: int | None = None
         self._later: list[int] = []
 
     def new(self, mount: Mount) -> None:
@@ -78,11 +80,14 @@ class Mounter:
             late = _is_late(mount)
             made = self._make(mount, words, late=late)
             mount_labels.label_root(mount.kind, made, self.label)
-            is_proc = mount.kind == "proc" and os.path.normpath(mount.destination) == "/proc"
+            place = os.path.normpath(mount.destination)
+            is_proc = mount.kind == "proc" and place == "/proc"
             if options.copy_up:
                 from runc_bin.libcontainer.copy_up import copy_up  # the spec's reader has loaded it
 
                 copy_up(target, made, keep_mode=has_mode)
+            if place == "/dev":
+                self._keep_dev(made)
             self.finish(made, target, options, keep=late or is_proc)
             if late:
                 self._later.append(made)
@@ -93,6 +98,11 @@ class Mounter:
                 self._proc_device = os.fstat(made).st_dev
         finally:
             os.close(target)
+
+    def _keep_dev(self, made: int) -> None:
+        if self.dev_fd is not None:
+            os.close(self.dev_fd)
+        self.dev_fd = os.dup(made)
 
     def _make(self, mount: Mount, words: list[tuple[str, str | None]], *, late: bool) -> int:
         """The new file system, detached; with `late` writable whatever the options say."""
@@ -197,7 +207,7 @@ class Mounter:
         InvalidArgument where nothing may be mounted.
         """
         # Nothing of the image may decide where these are: CVE-2019-19921, CVE-2023-27561.
-        no_links = mount.kind in ("proc", "sysfs") or os.path.normpath(mount.destination) == "/dev"
+        no_links = mount.kind in ("proc", "sysfs")
         try:
             target, existed = paths.open_or_make(self._root, mount.destination, no_links=no_links)
         except OSError as error:

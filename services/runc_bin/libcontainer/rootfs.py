@@ -121,7 +121,7 @@ class Root:
         """Make the device nodes."""
         if devices.wants_devices(self._spec):
             with step("error creating device nodes"):
-                devices.fill_dev(self.fd, self._spec)
+                devices.fill_dev(self.fd, self._spec, self._mounter.dev_fd)
 
     def proc(self) -> int:
         """A descriptor of a procfs that certainly is one: the container's, or else one that nobody else

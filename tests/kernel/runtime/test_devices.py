@@ -107,6 +107,31 @@ def test_a_link_in_the_place_of_dev(bundle: Bundle) -> None:
     assert list((bundle.rootfs / "etc").iterdir()) == []
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "/elsewhere", "../../../../tmp/buoy-no-such", "a/b"])
+def test_a_link_to_the_place_of_dev(bundle: Bundle, target: str) -> None:
+    """What is mounted there lies where the link leads inside the root, and the nodes are made in it."""
+    (bundle.rootfs / "elsewhere").mkdir()
+    (bundle.rootfs / "dev").symlink_to(target)
+    bundle.linux["devices"] = [{"path": "/dev/net/x", "type": "c", "major": 1, "minor": 5}]
+    script = "stat -c '%F' /dev/null /dev/net/x; echo x > /dev/null; readlink /dev/ptmx; ls /dev/shm /dev/pts"
+    done = bundle.run("sh", "-c", f"{script}; cat /proc/self/mountinfo", check=False)
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["character special file", "character special file", "pts/ptmx"], done.stderr
+    inside = os.path.normpath("/" + target.lstrip("/"))
+    mounted = [line.split() for line in lines if " - tmpfs tmpfs " in line]
+    assert inside in [words[4] for words in mounted]
+    assert not Path("/tmp/buoy-no-such").exists()
+    assert not list((bundle.rootfs / inside.lstrip("/")).iterdir())
+
+
+@pytest.mark.parametrize("target", ["proc", "/", "dev"])
+def test_a_link_from_dev_to_where_nothing_may_lie(bundle: Bundle, target: str) -> None:
+    (bundle.rootfs / "dev").symlink_to(target)
+    done = bundle.run("true", check=False)
+    messages = ("is not of type proc", "is on the top of rootfs", "too many levels of symbolic links")
+    assert any(message in done.stderr for message in messages)
+
+
 def test_a_dev_that_is_bound_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
     _without_dev(bundle).rmdir()
     dev = tmp_path / "dev"
