@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import time
 from contextlib import ExitStack
 
 import errdefs
 from linux.crashpoints import crashpoint
+from pb.containerd.runc.v1 import CheckpointOptions
 from pb.containerd.task.v2 import CreateTaskRequest, ExecProcessRequest
 
-from shim_svc import exit_record, mounts
+from shim_svc import checkpoint, exit_record, mounts
 from shim_svc.attach import Attachments
 from shim_svc.bundle import Spec, TaskState, read_spec, remove_file, write_file, write_state
 from shim_svc.disk_writer import DiskWriter
@@ -56,8 +58,10 @@ class Container:
         runtime_root: str,
     ) -> None:
         check_identifier("container id", request.id)
-        if request.checkpoint:
-            raise errdefs.NotImplementedHere("tasks cannot be restored from a checkpoint")
+        if request.checkpoint and not os.path.isdir(request.checkpoint):
+            raise errdefs.InvalidArgument(f"checkpoint {request.checkpoint} is not a directory")
+        if request.parent_checkpoint:
+            raise errdefs.InvalidArgument("a restore takes no parent: the images name theirs")
         self.id = request.id
         self.bundle = request.bundle
         self.spec: Spec = read_spec(self.bundle)
@@ -134,6 +138,12 @@ class Container:
         init.io = self._make_io(init)
         undo.callback(init.io.close)
         pid_file = f"{self.bundle}/init.pid"
+        if self._request.checkpoint:
+            # It is restored at its start, as containerd's shim does it; until then there is no process.
+            init.become(Status.CREATED)
+            self._write_state("created")
+            self._facts.created(init, self.bundle, self._request.rootfs)
+            return
         with self._reaper:
             stdio, console = init.io.open()
             self._made = True
@@ -149,15 +159,21 @@ class Container:
             crashpoint("shim.create.made")
             init.pid = read_pid(pid_file)
             init.io.started()
-            if init.attachments is not None:
-                init.attachments.begin_input(init.io.input)
-            if init.size is not None:
-                init.io.resize(*init.size)
+            self._connect_streams()
             init.become(Status.CREATED)
             self._oom = OomWatch(init.pid, self._facts.killed_for_memory)
             self._write_state("created")
             self._facts.created(init, self.bundle, self._request.rootfs)
             self._reaper.watch(init.pid, self._init_exited)
+
+    def _connect_streams(self) -> None:
+        """Pass input and size on to init, which has its streams now."""
+        init = self.init
+        assert init.io is not None
+        if init.attachments is not None:
+            init.attachments.begin_input(init.io.input)
+        if init.size is not None:
+            init.io.resize(*init.size)
 
     async def _undo_runtime(self) -> None:
         try:
@@ -216,7 +232,10 @@ class Container:
         crashpoint("shim.start.begun")
         started_at = time.time_ns()
         try:
-            await self._runtime.start(self.id)
+            if self._request.checkpoint:
+                await self._restore()
+            else:
+                await self._runtime.start(self.id)
         except BaseException:
             init.become(Status.CREATED)
             self._late_exit(init)
@@ -228,6 +247,36 @@ class Container:
         self._facts.started(init.pid)
         self._late_exit(init)
         return init.pid
+
+    async def _restore(self) -> None:
+        """Make init of the images of a checkpoint; it runs at once."""
+        init = self.init
+        assert init.io is not None
+        pid_file = f"{self.bundle}/init.pid"
+        with self._reaper:
+            stdio, console = init.io.open()
+            words = checkpoint.restore_words(self._request, self._options, self.bundle)
+            await self._runtime.restore(
+                self.id, words, pid_file=pid_file, stdio=stdio, console_socket=console
+            )
+            init.pid = read_pid(pid_file)
+            init.io.started()
+            self._connect_streams()
+            self._oom = OomWatch(init.pid, self._facts.killed_for_memory)
+            self._reaper.watch(init.pid, self._init_exited)
+
+    async def checkpoint(self, path: str, options: CheckpointOptions) -> None:
+        """Write images of the processes to the folder `path`; they end when the options say so."""
+        self.init.need("checkpoint", Status.RUNNING, Status.PAUSED)
+        work, passing = checkpoint.work_folder(self.bundle, options.work_path)
+        try:
+            await self._runtime.checkpoint(self.id, checkpoint.dump_words(path, work, options))
+        except errdefs.BuoyError:
+            checkpoint.keep_log(work, self.bundle)
+            raise
+        finally:
+            if passing:
+                shutil.rmtree(work, ignore_errors=True)
 
     def _late_exit(self, process: Process) -> None:
         """Handle an exit that came while the start was under way."""

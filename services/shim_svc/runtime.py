@@ -34,6 +34,7 @@ from shim_svc.title import set_title
 
 BUILT_IN = "runc-bin"
 _START = 120.0  # seconds that init may take to go on
+_CRIU = 600.0  # seconds that writing all memory, or reading it, may take
 _STATS = 10.0  # seconds that reading a cgroup may take
 _DELETE_TRIES = 4
 
@@ -349,6 +350,25 @@ class Runtime:
         except ValueError:
             raise errdefs.Internal(f"OCI runtime ps failed: unreadable output {text[:200]!r}") from None
         return [int(pid) for pid in found or []]
+
+    async def checkpoint(self, container: str, words: Sequence[str]) -> None:
+        """Write images of the container's processes; `words` are the flags that say where and how."""
+        failure = "OCI runtime checkpoint failed"
+        await self.call("checkpoint", *words, container, failure=failure, timeout=_CRIU)
+
+    async def restore(
+        self,
+        container: str,
+        words: Sequence[str],
+        *,
+        pid_file: str,
+        stdio: tuple[int, int, int],
+        console_socket: str,
+    ) -> None:
+        """Make the container of images; its processes then run. `words` say of which, and how."""
+        flags = _flags(console_socket, pid_file)
+        failure = "OCI runtime restore failed"
+        await self.call("restore", *words, *flags, container, failure=failure, stdio=stdio, timeout=_CRIU)
 
     async def update(self, container: str, resources: bytes) -> None:
         """Change limits; resources: the JSON of the OCI `linux.resources` object."""

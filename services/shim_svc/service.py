@@ -14,6 +14,7 @@ import grpclib
 import grpclib.const
 from pb.containerd.runc.v1 import ProcessDetails
 from pb.containerd.task.v2 import (
+    CheckpointTaskRequest,
     CloseIoRequest,
     ConnectRequest,
     ConnectResponse,
@@ -44,6 +45,7 @@ from pb.containerd.v1.types import ProcessInfo
 from pb.containerd.v1.types import Status as WireStatus
 from pb.google.protobuf import Any, Empty
 
+from shim_svc import checkpoint
 from shim_svc.container import Container
 from shim_svc.facts import Facts
 from shim_svc.process import Process, Status
@@ -297,6 +299,13 @@ class TaskService(TaskBase):
         if message.resources is None:
             raise errdefs.InvalidArgument("update without resources")
         await self._whole(container.update(message.resources.value))
+        return Empty()
+
+    @_edge
+    async def checkpoint(self, message: CheckpointTaskRequest) -> Empty:
+        """Write images of the processes to a folder."""
+        container = await self._get(message.id)
+        await self._whole(container.checkpoint(message.path, checkpoint.options_of(message)))
         return Empty()
 
     @_edge

@@ -204,7 +204,7 @@ async def test_a_caller_that_goes_away_does_not_stop_a_create(box: Box) -> None:
     [
         ({"id": "other"}, errdefs.InvalidArgument),
         ({"bundle": "/tmp"}, errdefs.InvalidArgument),
-        ({"checkpoint": "/x"}, errdefs.NotImplementedHere),
+        ({"checkpoint": "/x"}, errdefs.InvalidArgument),
         ({"stdout": "ftp://x"}, errdefs.InvalidArgument),
         ({"stdout": "relative"}, errdefs.InvalidArgument),
         ({"stderr": "attach:///elsewhere.a"}, errdefs.InvalidArgument),
@@ -490,13 +490,6 @@ async def test_grpc_on_the_same_socket(box: Box, service: str) -> None:
     with pytest.raises(errdefs.NotFound):
         await stub._unary_unary(f"/{service}/State", task.StateRequest(id=box.id), task.StateResponse)
     channel.close()
-
-
-async def test_what_is_not_built_says_so(box: Box) -> None:
-    box.write(["true"])
-    await box.shim()
-    with pytest.raises(errdefs.NotImplementedHere):
-        await box.call("Checkpoint", task.CheckpointTaskRequest())
 
 
 async def test_limits_are_changed(box: Box) -> None:
