@@ -3,9 +3,10 @@
     PEER_DOCKER_HOST=unix:///path/docker.sock make bench [ROUNDS=20]
 
 Without a peer, Buoy alone is measured. The runtime is measured by itself beside `runc` and `crun`
-(`tests.bench.runtime`); ONLY=runtime leaves the engines out, ONLY=logs measures their logs alone. Prints
-Markdown tables, times in milliseconds, memory in MB of PSS (proc(5), smaps_rollup). Both engines are asked
-by the same docker client, whose own time is in every figure.
+(`tests.bench.runtime`), containerd-svc beside containerd (`tests.bench.containerd`). ONLY=runtime,
+ONLY=containerd and ONLY=logs measure one part alone. Prints Markdown tables, times in milliseconds, memory in
+MB of PSS (proc(5), smaps_rollup). Both engines are asked by the same docker client, whose own time is in
+every figure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bench import logs, runtime
+from tests.bench import containerd, logs, runtime
+from tests.bench.memory import pss
 from tests.support.engine import DOCKER, SERVICES, Engine
 
 PARALLEL = 50
@@ -44,14 +46,6 @@ class Side:
         began = time.perf_counter()
         self.docker(*arguments)
         return (time.perf_counter() - began) * 1000
-
-
-def _pss(pid: int) -> float:
-    """Proportional set size in MB."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
 
 
 def _named(wanted: Callable[[str, str], bool]) -> list[int]:
@@ -105,7 +99,7 @@ def _parallel(side: Side) -> tuple[float, float, float]:
         ids = list(pool.map(start, range(PARALLEL)))
     started = (time.perf_counter() - began) * 1000
     shims = _named(lambda comm, line: any(id in line for id in ids) and ("shim" in line))
-    shim = statistics.median(_pss(pid) for pid in shims) if shims else 0.0
+    shim = statistics.median(pss(pid) for pid in shims) if shims else 0.0
     began = time.perf_counter()
     side.docker("rm", "-f", *ids)
     return started, (time.perf_counter() - began) * 1000, shim
@@ -135,6 +129,13 @@ def _measure_runtime(rounds: int) -> None:
     print()
 
 
+def _measure_containerd(rounds: int) -> None:
+    print("| what | unit | Buoy | peer | ratio | wanted |\n|---|---|---|---|---|---|")
+    for name, unit, values in containerd.rows(rounds):
+        print(_row(name, values, unit, containerd.WANTED.get(name)), flush=True)
+    print()
+
+
 def _measure_logs(sides: list[Side], archive: Path, rounds: int) -> None:
     lines = logs.add_lines(archive)
     for side in sides:
@@ -150,7 +151,9 @@ def main() -> int:
     only = os.environ.get("ONLY", "")
     if only in ("", "runtime"):
         _measure_runtime(rounds)
-    if only == "runtime":
+    if only in ("", "containerd"):
+        _measure_containerd(rounds)
+    if only in ("runtime", "containerd"):
         return 0
     engine = Engine()
     try:
@@ -181,9 +184,9 @@ def main() -> int:
                 statistics.median(turn[index][column] for turn in together) for index in range(len(sides))
             ]
             print(_row(name, values, unit, _WANTED.get(name)), flush=True)
-        daemons = [sum(_pss(engine.pid(name)) for name in SERVICES)]
+        daemons = [sum(pss(engine.pid(name)) for name in SERVICES)]
         if peer:
-            daemons.append(sum(_pss(pid) for pid in _named(lambda comm, _: comm in PEER_PROCESSES)))
+            daemons.append(sum(pss(pid) for pid in _named(lambda comm, _: comm in PEER_PROCESSES)))
         print(_row("daemons, idle", daemons, "MB PSS"))
     finally:
         engine.purge()
