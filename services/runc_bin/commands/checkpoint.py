@@ -35,6 +35,7 @@ def read_options(context: Context) -> CheckpointOptions:
         cgroups_mode=asked.cgroups_mode(context.text("manage-cgroups-mode")),
         empty_namespaces=asked.empty_namespaces(context.texts("empty-ns")),
         auto_dedup=context.given("auto-dedup"),
+        program=context.globals["criu"],
     )
 
 

@@ -100,6 +100,9 @@ def test_nothing_is_changed_without_criu(bundle: Bundle, tmp_path: Path) -> None
     old = bundle.call(*words, check=False, env=environment)
     assert old.returncode == 1
     assert "is version 3.15, and 3.16 or later is needed" in old.stderr
+    named = bundle.call("--criu", str(programs / "criu"), *words, check=False)
+    assert f"{programs}/criu is version 3.15" in named.stderr
+    assert "/no/where is no program" in bundle.call("--criu", "/no/where", *words, check=False).stderr
     assert not images.exists()
     assert bundle.state(container_id)["status"] == "running"
 
@@ -110,6 +113,7 @@ def test_nothing_is_changed_without_criu(bundle: Bundle, tmp_path: Path) -> None
     (images / "inventory.img").touch()
     (images / "descriptors.json").write_text("[]")
     assert "or later is needed" in bundle.call(*restore, check=False, env=environment).stderr
+    assert "no_criu in $PATH" in bundle.call("--criu", "no_criu", *restore, check=False).stderr
     assert not (bundle.root / "other").exists()
 
 

@@ -54,12 +54,18 @@ go-runc: resume c
 go-runc: ps --format json c
 go-runc: ps --format table c -ef
 go-runc: update --resources=- c
+go-runc: checkpoint --image-path /i --work-path /w --parent-path /p --leave-running --file-locks c
+go-runc: checkpoint --tcp-established --ext-unix-sk --shell-job --page-server h:1 --pre-dump c
+go-runc: checkpoint --manage-cgroups-mode full --empty-ns network --lazy-pages --status-fd 3 c
+go-runc: restore --image-path /i --detach --pid-file /p --console-socket /s --bundle /b c
+go-runc: restore --image-path /i --work-path /w --no-pivot -no-subreaper --bundle /b c
 go-runc: features
 go-runc: --version
 BuildKit: --root /r --log /l --log-format json run --bundle /b --keep --no-pivot --pid-file /p c
 conmon: --systemd-cgroup --root=/r --log-format=json --log=/l create --bundle /b --pid-file /p --no-pivot c
 conmon: create --bundle /b --pid-file /p --no-new-keyring --preserve-fds=1 --console-socket /s c
 conmon: --log-format=json exec --pid-file /p --process /p.json --detach --preserve-fds 1 --console-socket /s c
+conmon: restore --bundle /b --pid-file /p --detach --image-path /i --work-path /b --tcp-established c
 libpod: --root /r --systemd-cgroup start c
 libpod: --rootless=true kill c 15
 libpod: kill --all c KILL

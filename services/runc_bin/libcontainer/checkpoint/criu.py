@@ -41,12 +41,17 @@ def in_path(name: str) -> str:
     return ""
 
 
-def find() -> str:
-    """The path of CRIU; NotFound when $PATH has none."""
-    if path := in_path("criu"):
+def find(name: str) -> str:
+    """The path of CRIU, which is a path or a name in $PATH; NotFound when it is not there."""
+    if "/" in name:
+        path = os.path.abspath(name) if os.path.isfile(name) and os.access(name, os.X_OK) else ""
+    else:
+        path = in_path(name)
+    if path:
         return path
     wanted = ".".join(map(str, MINIMUM))
-    raise NotFound(f"CRIU (version {wanted} or later) is needed, and there is no criu in $PATH")
+    where = f"{name} is no program" if "/" in name else f"there is no {name} in $PATH"
+    raise NotFound(f"CRIU (version {wanted} or later) is needed, and {where}")
 
 
 class Criu(Record):
@@ -56,13 +61,13 @@ class Criu(Record):
     version: tuple[int, ...]
 
 
-def check(*, mem_track: bool = False, lazy_pages: bool = False) -> Criu:
-    """A CRIU that is recent enough and works with this kernel, which does what is asked for: tell which pages
-    a process has changed, fetch pages on demand.
+def check(name: str = "criu", *, mem_track: bool = False, lazy_pages: bool = False) -> Criu:
+    """A CRIU, by name or path, that is recent enough and works with this kernel, which does what is asked
+    for: tell which pages a process has changed, fetch pages on demand.
 
     NotFound without one, FailedPrecondition with what is missing. Nothing is changed.
     """
-    program = find()
+    program = find(name)
     version = _version(program)
     if version < MINIMUM:
         have, wanted = ".".join(map(str, version)), ".".join(map(str, MINIMUM))

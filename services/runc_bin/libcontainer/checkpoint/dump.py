@@ -36,7 +36,7 @@ def checkpoint(root: str, record: State, options: CheckpointOptions, *, warn: ho
     asked.check_root()
     asked.check_parent(options.image_path, options.parent_path)
     asked.check_status_fd(options.status_fd)
-    found = criu.check(mem_track=options.pre_dump, lazy_pages=options.lazy_pages)
+    found = criu.check(options.program, mem_track=options.pre_dump, lazy_pages=options.lazy_pages)
     fields = _fields(record, options, found)
     with _folders(options) as (images, work):
         fields["images_dir_fd"] = images

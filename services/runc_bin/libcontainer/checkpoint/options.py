@@ -23,7 +23,8 @@ class CheckpointOptions(Record):
     """`image_path` is the folder of images, `work_path` that of CRIU's log and statistics (empty: the same),
     `parent_path` the images of a former pre-dump, relative to `image_path`. `page_server` is (address, port)
     of who takes the pages instead. `status_fd` gets a zero byte once pages can be fetched (-1: nobody does).
-    `empty_namespaces` are left without their content. The rest is as criu(8) has it.
+    `empty_namespaces` are left without their content. `program` is CRIU's name or path. The rest is as
+    criu(8) has it.
     """
 
     image_path: str
@@ -43,6 +44,7 @@ class CheckpointOptions(Record):
     cgroups_mode: str = ""
     empty_namespaces: int = syscalls.CLONE_NEWNET
     auto_dedup: bool = False
+    program: str = "criu"
 
     @property
     def stays(self) -> bool:
@@ -63,6 +65,7 @@ class RestoreOptions(Record):
     cgroups_mode: str = ""
     empty_namespaces: int = syscalls.CLONE_NEWNET
     auto_dedup: bool = False
+    program: str = "criu"
     lsm_profile: str = ""
     lsm_mount_context: str = ""
 

@@ -68,7 +68,7 @@ def restore(
         if seccomp.notifies(spec.seccomp):
             raise InvalidArgument("a container whose seccomp filter has a listener cannot be restored")
         program = seccomp.compile_filter(spec.seccomp, os.path.join(root, state.FILTER_CACHE))
-    found = criu.check(lazy_pages=options.lazy_pages)
+    found = criu.check(options.program, lazy_pages=options.lazy_pages)
     record = create.new_record(container_id, spec, manager, place.bundle)
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
         folder = state.create_dir(root, container_id)
