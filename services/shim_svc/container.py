@@ -105,6 +105,7 @@ class Container:
         log_file = open_log(self.spec)
         if log_file is not None:
             self._disk = log_file.writer
+            self._disk.on_drop = self._facts.log_dropped
         self.init.attachments = self._attachments(self.init, log_file)
 
     async def create(self) -> int:

@@ -13,7 +13,7 @@ from pb.containerd.events import TaskOom
 from pb.google.protobuf import Any
 
 KEPT = 4096
-"""How many facts are kept. A caller that is further behind sees a gap in the numbers."""
+"""How many facts are kept until they are asked for. A caller that is further behind sees a gap."""
 _PER_REPLY = 256
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -28,8 +28,8 @@ class Facts(FactsBase):
         self._last_us = 0
         self._news = asyncio.Event()
 
-    def publish(self, topic: str, event: Message) -> Fact:
-        """Add a fact. topic: containerd's (`/tasks/exit`); event: the message of containerd.events."""
+    def publish(self, topic: str, event: Message, *, package: str = "containerd.events") -> Fact:
+        """Add a fact. topic: containerd's (`/tasks/exit`), or ours; event: the package's message for it."""
         # The times are cursors above: strictly increasing, in microseconds.
         self._last_us = max(self._last_us + 1, time.time_ns() // 1000)
         self._last += 1
@@ -37,7 +37,7 @@ class Facts(FactsBase):
             seq=self._last,
             timestamp=_EPOCH + datetime.timedelta(microseconds=self._last_us),
             topic=topic,
-            event=Any(type_url=f"containerd.events.{_name(event)}", value=bytes(event)),
+            event=Any(type_url=f"{package}.{_name(event)}", value=bytes(event)),
         )
         self._facts.append(fact)
         if len(self._facts) > KEPT:
@@ -52,6 +52,11 @@ class Facts(FactsBase):
         start = max(0, seq + 1 - first)
         return self._facts[start : start + _PER_REPLY]
 
+    def forget(self, seq: int) -> None:
+        """Facts up to this number are known above, and not asked for again."""
+        first = self._last - len(self._facts) + 1
+        del self._facts[: max(0, seq + 1 - first)]
+
     async def wait_after(self, seq: int) -> list[Fact]:
         """As `after`, but waits until there is one."""
         while not (found := self.after(seq)):
@@ -61,6 +66,7 @@ class Facts(FactsBase):
     async def next(self, message: NextRequest) -> NextResponse:
         """Serve the long poll: facts behind `after`, or an empty list when wait_ms have passed."""
         after = message.after if message.epoch == self.epoch else 0
+        self.forget(after)
         try:
             async with asyncio.timeout(message.wait_ms / 1000):
                 facts = await self.wait_after(after)

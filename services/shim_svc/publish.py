@@ -45,6 +45,7 @@ async def publish(facts: Facts, *, address: str, namespace: str) -> None:
                         delay = min(delay * 2, _RETRY_MOST)
                     else:
                         done, delay = fact.seq, _RETRY_FIRST
+                        facts.forget(done)
     finally:
         if client is not None:
             await client.close()

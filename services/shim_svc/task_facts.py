@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
+from pb.buoy.events.v1 import LogDropped
 from pb.containerd.events import (
     TaskCreate,
     TaskDelete,
@@ -67,6 +68,9 @@ class TaskFacts:
 
     def killed_for_memory(self) -> None:
         self._facts.publish("/tasks/oom", TaskOom(container_id=self._id))
+
+    def log_dropped(self) -> None:
+        self._facts.publish("/buoy/log-dropped", LogDropped(container_id=self._id), package="buoy.events.v1")
 
     def paused(self) -> None:
         self._facts.publish("/tasks/paused", TaskPaused(container_id=self._id))

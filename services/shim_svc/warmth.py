@@ -10,6 +10,7 @@ import logging
 
 import errdefs
 import pb.buoy.attach.v1 as attach
+import pb.buoy.events.v1 as own_events
 import pb.buoy.facts.v1 as facts
 import pb.containerd.events as events
 import pb.containerd.runc.v1 as runc
@@ -27,7 +28,7 @@ from shim_svc.rehearsal import LIVES, rehearse
 
 log = logging.getLogger(__name__)
 
-_MODULES = (attach, facts, events, runc, task, types, v1_types, protobuf, wire)
+_MODULES = (attach, own_events, facts, events, runc, task, types, v1_types, protobuf, wire)
 
 
 def _warm_messages() -> None:

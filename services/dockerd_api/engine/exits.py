@@ -94,6 +94,16 @@ async def out_of_memory(engine: Engine, container_id: str, fact: Fact | None = N
         await engine.store.put(killed, durable=False, cursor=_cursor(fact), events=told)
 
 
+async def log_dropped(engine: Engine, container_id: str, fact: Fact | None = None) -> None:
+    """Lines begin to be missing in the container's log: tell it as an event, which Docker has not."""
+    async with engine.tokens.hold(container_id, timeout=_TOKEN):
+        record = engine.store.get(container_id)
+        if record is None or _known(record, fact):
+            return
+        told = [engine.happened(record, "log-dropped")]
+        await engine.store.put(_applied(record, fact), durable=False, cursor=_cursor(fact), events=told)
+
+
 async def paused(engine: Engine, container_id: str, frozen: bool, fact: Fact | None = None) -> None:
     """The task was paused or resumed, maybe by somebody else than us."""
     async with engine.tokens.hold(container_id, timeout=_TOKEN):

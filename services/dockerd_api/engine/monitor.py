@@ -19,7 +19,7 @@ from typing import TypeVar
 import betterproto2
 import errdefs
 import grpclib.const
-from pb.buoy.events.v1 import RestartDecision
+from pb.buoy.events.v1 import LogDropped, RestartDecision
 from pb.containerd.events import TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart
 from pb.containerd.services.events.v1 import SubscribeRequest
 from pb.containerd.types import Envelope
@@ -167,6 +167,8 @@ class Monitor:
             case "/buoy/restart":
                 decision = _parse(envelope, RestartDecision)
                 await exits.decided(engine, decision.container_id, decision.restart, decision.count, fact)
+            case "/buoy/log-dropped":
+                await exits.log_dropped(engine, _parse(envelope, LogDropped).container_id, fact)
             case "/tasks/oom":
                 await exits.out_of_memory(engine, _parse(envelope, TaskOom).container_id, fact)
             case "/tasks/paused":
@@ -203,7 +205,10 @@ class Monitor:
 
 
 _TOPICS = frozenset(
-    ("/tasks/exit", "/tasks/start", "/tasks/oom", "/tasks/paused", "/tasks/resumed", "/buoy/restart")
+    (
+        *("/tasks/exit", "/tasks/start", "/tasks/oom", "/tasks/paused", "/tasks/resumed"),
+        *("/buoy/log-dropped", "/buoy/restart"),
+    )
 )
 # Only these wake us up: a single start makes as many facts of other kinds.
 _FILTERS = [f'topic=="{topic}"' for topic in sorted(_TOPICS)]
@@ -213,6 +218,7 @@ _KINDS: dict[str, Callable[[bytes], betterproto2.Message]] = {
     "/tasks/oom": TaskOom.parse,
     "/tasks/paused": TaskPaused.parse,
     "/tasks/resumed": TaskResumed.parse,
+    "/buoy/log-dropped": LogDropped.parse,
     "/buoy/restart": RestartDecision.parse,
 }
 

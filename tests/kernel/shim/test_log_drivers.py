@@ -96,6 +96,7 @@ async def test_non_blocking_drops_at_once(box: Box) -> None:
     finally:
         os.kill(writer, signal.SIGCONT)
     assert await box.wait() == 0
+    assert [fact.topic for fact in await box.facts()].count("/buoy/log-dropped") == 1
     texts = [text for _, text in box.log_entries()]
     dropped = sum(int(text.split()[0]) for text in texts if "are missing here" in text)
     assert dropped > 50_000, (len(texts), [text for text in texts if "missing" in text])

@@ -3,7 +3,10 @@
 # plugin: python-betterproto2
 # This file has been @generated
 
-__all__ = ("RestartDecision",)
+__all__ = (
+    "LogDropped",
+    "RestartDecision",
+)
 
 import datetime
 from dataclasses import dataclass
@@ -14,6 +17,19 @@ from ....message_pool import default_message_pool
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+@dataclass(eq=False, repr=False)
+class LogDropped(betterproto2.Message):
+    """
+    Topic /buoy/log-dropped, published when lines of a container's output begin to be missing in its log: the disk did not take them in time.
+    The log itself says how many, where they are missing.
+    """
+
+    container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("buoy.events.v1", "LogDropped", LogDropped)
 
 
 @dataclass(eq=False, repr=False)
