@@ -34,6 +34,7 @@ from containerd_svc.api.streaming import StreamingService
 from containerd_svc.api.tasks import TasksService
 from containerd_svc.api.transfer import TransferService
 from containerd_svc.api.version import VersionService
+from containerd_svc.checkpoints import Checkpoints
 from containerd_svc.config import Config
 from containerd_svc.containers import Container, Containers
 from containerd_svc.content import ContentStore
@@ -111,7 +112,8 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
             place=_made(settings.root / "transfer"),
         )
         await transfers.start()
-        tasks = Tasks(supervisor, containers, settings.runtime_root)
+        checkpoints = Checkpoints(content, differ, settings.root / "checkpoints")
+        tasks = Tasks(supervisor, containers, checkpoints, settings.runtime_root)
         disabled = settings.config.disabled
         served: dict[str, ServiceBase] = {
             "version": VersionService(importlib.metadata.version("buoy"), "buoy"),

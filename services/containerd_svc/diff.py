@@ -38,6 +38,8 @@ _LAYER_TYPES = frozenset(
         "docker.image.rootfs.foreign.diff.tar.gzip",
     )
 )
+# Images of CRIU, a plain tar; only `checkpoints` asks for it.
+CHECKPOINT = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 _TOGETHER = 2  # layers that are unpacked or made at a time
 _CHUNK = 1024 * 1024
 _DEFAULT = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -49,6 +51,7 @@ _MADE = {
     "application/vnd.docker.image.rootfs.diff.tar": "",
     "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
+    CHECKPOINT: "",
 }
 _UNCOMPRESSED = "containerd.io/uncompressed"
 
@@ -103,7 +106,7 @@ class Differ:
         NotImplementedHere for another media type, NotFound for the blob, ResourceExhausted for a full disk.
         What was unpacked before an error stays in the snapshot, which the caller removes.
         """
-        if media_type not in _LAYER_TYPES:
+        if media_type not in _LAYER_TYPES and media_type != CHECKPOINT:
             raise errdefs.NotImplementedHere(f"unsupported diff media type: {media_type}: not implemented")
         target = _target(mounts)
         await self._content.info(namespace, digest)

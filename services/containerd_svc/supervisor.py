@@ -8,7 +8,8 @@ import contextlib
 import datetime
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,13 +109,17 @@ class Supervisor:
 
     # Making and unmaking.
 
-    async def launch(self, task: Task, spec: bytes) -> None:
-        """Bundle, shim, Create; all undone in reverse when one fails."""
+    async def launch(
+        self, task: Task, spec: bytes, fetch: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Bundle, shim, Create; all undone in reverse when one fails. `fetch` puts more into the bundle."""
         await self._left(task.place)
         async with contextlib.AsyncExitStack() as undo:
             task.bundle.create(spec, task.record)
             undo.callback(self.discard, task.bundle)
             task.bundle.mark("create", task.record.call_key, done=False)
+            if fetch is not None:
+                await fetch()
             try:
                 shim = await self.shims.start(task.bundle)
             except BaseException:
@@ -362,7 +367,7 @@ class Supervisor:
         crashpoint("containerd.restart.deleted")
         if not await self._still_due(task):
             return False
-        request: CreateTaskRequest = task.record.request
+        request: CreateTaskRequest = replace(task.record.request, checkpoint="")  # it begins anew
         reply = await shim.call("Create", request, CreateTaskResponse, timeout=CREATE)
         task.deleted.clear()
         task.execs.clear()
@@ -376,4 +381,5 @@ class Supervisor:
         self.discard(task.bundle)
         task.deleted.clear()
         task.execs.clear()
+        task.record = replace(task.record, request=replace(task.record.request, checkpoint=""))
         await self.launch(task, spec)

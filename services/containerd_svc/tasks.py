@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import errdefs
 from betterproto2 import Message
 from pb.containerd.services.tasks.v1 import CreateTaskRequest, ExecProcessRequest
 from pb.containerd.task import v2
+from pb.containerd.types import Descriptor
 from pb.containerd.v1.types import ProcessInfo, Status
 from pb.google.protobuf import Any as AnyMessage
 from pb.google.protobuf import Empty
 
 from containerd_svc import identifiers, runtimes
 from containerd_svc.bundle import Bundle, TaskRecord
+from containerd_svc.checkpoints import Checkpoints, image_path, restore_path
 from containerd_svc.containers import Container, Containers
 from containerd_svc.shims import Shim
 from containerd_svc.supervisor import CREATE, DELETE, SHORT, START, Supervisor
@@ -33,15 +36,19 @@ _GLANCE = 0.1  # seconds that a read waits for what the shim knows better
 _DYING = 0.2  # seconds from the loss of a shim's connection to the news of its death
 _STATE = 2.0  # seconds to learn of a process from its shim
 _STATS = 2.0
+CHECKPOINT = 630.0  # more than the shim gives CRIU
 
 
 class Tasks:
     """The verbs. `namespace` and `container_id` name a task, `exec_id` one of its processes, empty the
     init."""
 
-    def __init__(self, supervisor: Supervisor, containers: Containers, runtime_root: str) -> None:
+    def __init__(
+        self, supervisor: Supervisor, containers: Containers, checkpoints: Checkpoints, runtime_root: str
+    ) -> None:
         self._supervisor = supervisor
         self._containers = containers
+        self._checkpoints = checkpoints
         self._runtime_root = runtime_root
 
     # Life cycle.
@@ -54,8 +61,9 @@ class Tasks:
         what the shim raises.
         """
         container = await self._containers.get(namespace, request.container_id)
-        if request.checkpoint is not None and request.checkpoint.digest:
-            raise errdefs.NotImplementedHere("restoring a checkpoint is not implemented")
+        source = request.checkpoint if request.checkpoint and request.checkpoint.digest else None
+        if source is not None:
+            await self._checkpoints.check(namespace, source)
         binary = runtimes.binary_of(container.runtime, request.runtime_path)
         if request.task_api_address:
             raise errdefs.NotImplementedHere("tasks inside a sandbox's shim are not implemented")
@@ -71,11 +79,16 @@ class Tasks:
             raise errdefs.AlreadyExists(f"task {container.id}: already exists")
         task = Task(bundle, record)
         self._supervisor.tasks[task.place] = task
-        return await self._to_the_end(self._create(task, spec), task, "create")
+        return await self._to_the_end(self._create(task, spec, source), task, "create")
 
-    async def _create(self, task: Task, spec: bytes) -> int:
+    async def _create(self, task: Task, spec: bytes, source: Descriptor | None) -> int:
+        async def fetch() -> None:
+            if source is not None:
+                folder = Path(task.record.request.checkpoint)
+                await self._checkpoints.fetch(task.bundle.namespace, source, folder)
+
         try:
-            await self._supervisor.launch(task, spec)
+            await self._supervisor.launch(task, spec, fetch)
         except BaseException:
             if self._supervisor.tasks.get(task.place) is task:
                 del self._supervisor.tasks[task.place]
@@ -104,9 +117,12 @@ class Tasks:
         shim = _shim(task)
         if not process.exec_id:
             task.bundle.mark("start", call_key, done=False)
+        restored = "" if process.exec_id else task.record.request.checkpoint
         request = v2.StartRequest(id=task.bundle.id, exec_id=process.exec_id)
-        reply = await shim.call("Start", request, v2.StartResponse, timeout=START)
+        reply = await shim.call("Start", request, v2.StartResponse, timeout=CHECKPOINT if restored else START)
         process.running(reply.pid)
+        if restored == _images_of(task.bundle):
+            await self._checkpoints.drop(Path(restored))  # they lie in memory
         if not process.exec_id:
             task.bundle.mark("start", call_key, done=True)
         return process.pid
@@ -219,6 +235,27 @@ class Tasks:
         await self._process(task, exec_id)
         request = v2.CloseIoRequest(id=container_id, exec_id=exec_id, stdin=True)
         await _shim(task).call("CloseIO", request, Empty, timeout=SHORT)
+
+    async def checkpoint(
+        self, namespace: str, container_id: str, options: AnyMessage | None, lease: str = ""
+    ) -> list[Descriptor]:
+        """Write the task's processes to the folder that the options name, or else to blobs, whose descriptors
+        are returned. Raises NotFound, FailedPrecondition, InvalidArgument for options of another kind, and
+        what the shim raises.
+        """
+        container = await self._containers.get(namespace, container_id)
+        task = await self._task(namespace, container_id)
+        wanted = image_path(options)
+        folder = None if wanted else self._checkpoints.folder()
+        try:
+            request = v2.CheckpointTaskRequest(id=container_id, path=wanted or str(folder), options=options)
+            await _shim(task).call("Checkpoint", request, Empty, timeout=CHECKPOINT)
+            if folder is None:
+                return []
+            return await self._checkpoints.store(namespace, folder, container.spec, lease)
+        finally:
+            if folder is not None:
+                await self._checkpoints.drop(folder)
 
     async def pause(self, namespace: str, container_id: str) -> None:
         """Freeze the task."""
@@ -371,8 +408,15 @@ class Tasks:
             stdin=request.stdin,
             stdout=request.stdout,
             stderr=request.stderr,
+            checkpoint=restore_path(request.options)
+            or (_images_of(bundle) if request.checkpoint and request.checkpoint.digest else ""),
             options=runtimes.options_for(options, binary=binary, root=self._runtime_root),
         )
+
+
+def _images_of(bundle: Bundle) -> str:
+    """Where the images lie that a task is restored from, until it runs."""
+    return str(bundle.path / "checkpoint")
 
 
 def adopted(state: v2.StateResponse, exec_id: str) -> Process:

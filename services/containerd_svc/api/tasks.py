@@ -13,7 +13,7 @@ from pb.google.protobuf import Empty
 from rpc.grpc import current_call
 
 from containerd_svc import filters
-from containerd_svc.api.call import namespace
+from containerd_svc.api.call import lease, namespace
 from containerd_svc.task import Process, Task
 from containerd_svc.tasks import Tasks
 
@@ -82,7 +82,10 @@ class TasksService(pb.TasksBase):
         return pb.ListPidsResponse(processes=await self._tasks.pids(namespace(), message.container_id))
 
     async def checkpoint(self, message: pb.CheckpointTaskRequest) -> pb.CheckpointTaskResponse:
-        raise errdefs.NotImplementedHere("checkpoints are not implemented")
+        if message.parent_checkpoint:
+            raise errdefs.NotImplementedHere("checkpoints on top of another are not implemented")
+        found = await self._tasks.checkpoint(namespace(), message.container_id, message.options, lease())
+        return pb.CheckpointTaskResponse(descriptors=found)
 
     async def update(self, message: pb.UpdateTaskRequest) -> Empty:
         await self._tasks.update(namespace(), message.container_id, message.resources, message.annotations)

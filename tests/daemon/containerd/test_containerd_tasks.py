@@ -10,6 +10,7 @@ from pathlib import Path
 
 import errdefs
 import pytest
+from pb.containerd.runc.v1 import CheckpointOptions
 from pb.containerd.services.tasks.v1 import (
     CheckpointTaskRequest,
     DeleteProcessRequest,
@@ -20,8 +21,10 @@ from pb.containerd.services.tasks.v1 import (
     ResumeTaskRequest,
     StartRequest,
 )
+from pb.containerd.types import Descriptor
 from pb.containerd.v1.types import Status
 from pb.google.protobuf import Any as AnyMessage
+from runc_bin.libcontainer.checkpoint import criu
 
 from tests.daemon.containerd.world import Follower, World, until
 
@@ -87,8 +90,16 @@ async def test_errors_are_containerd_s_and_change_nothing(world: World) -> None:
         await world.tasks.start(StartRequest(container_id=container_id))
     with pytest.raises(errdefs.NotFound):
         await world.get(container_id, "no-such-exec")
-    with pytest.raises(errdefs.NotImplementedHere):
-        await world.tasks.checkpoint(CheckpointTaskRequest(container_id=container_id))
+    other = AnyMessage(type_url="containerd.runc.v1.Options", value=b"\x08\x01")
+    with pytest.raises(errdefs.InvalidArgument, match="invalid task checkpoint option"):
+        await world.tasks.checkpoint(CheckpointTaskRequest(container_id=container_id, options=other))
+    restore = world.task_request(await world.container("true"))
+    restore.checkpoint = Descriptor(media_type="text/plain", digest=f"sha256:{'0' * 64}", size=1)
+    with pytest.raises(errdefs.InvalidArgument, match='unsupported checkpoint type "text/plain"'):
+        await world.tasks.create(restore)
+    restore.checkpoint.media_type = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+    with pytest.raises(errdefs.NotFound):
+        await world.tasks.create(restore)
     assert await world.status(container_id) == Status.RUNNING
     await world.kill(container_id)
     assert await world.wait(container_id) == 137
@@ -195,3 +206,43 @@ async def test_a_dead_shim_is_reported_and_its_container_ended(world: World) -> 
     assert ended(pid)
     await until(lambda: not (world.state / "moby" / container_id).exists(), "the bundle is gone")
     await world.remove(container_id)
+
+
+COUNTING = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done"
+
+
+async def test_a_task_goes_on_from_a_checkpoint(world: World) -> None:
+    try:
+        criu.check()
+    except errdefs.BuoyError as error:
+        pytest.skip(error.message)
+    before, after = world.dir / "before", world.dir / "after"
+    first = await world.run("sh", "-c", COUNTING, stdout=f"file://{before}")
+    await until(lambda: before.read_text().count("\n") > 3, "the count has begun")
+    options = AnyMessage(
+        type_url="containerd.runc.v1.CheckpointOptions", value=bytes(CheckpointOptions(exit=True))
+    )
+    made = await world.tasks.checkpoint(
+        CheckpointTaskRequest(container_id=first, options=options), timeout=60
+    )
+    assert await world.wait(first) == 137
+    await world.remove(first)
+    images, spec = made.descriptors
+    assert images.media_type == "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+    assert spec.media_type == "application/vnd.containerd.container.checkpoint.config.v1+proto"
+    assert os.listdir(world.dir / "lib/checkpoints") == []
+
+    second = await world.container("sh", "-c", COUNTING)
+    request = world.task_request(second, f"file://{after}")
+    request.checkpoint = images
+    created = await world.tasks.create(request)
+    assert created.pid == 0
+    started = await world.tasks.start(StartRequest(container_id=second), timeout=60)
+    assert started.pid == (await world.get(second)).pid > 0
+    await until(lambda: after.read_text().count("\n") > 3, "the count goes on")
+    reached, goes_on = int(before.read_text().split()[-1]), int(after.read_text().split()[0])
+    assert reached - 2 <= goes_on <= reached + 1
+    assert not (world.state / "moby" / second / "checkpoint").exists()
+    await world.kill(second)
+    assert await world.wait(second) == 137
+    await world.remove(second)
