@@ -38,6 +38,12 @@ def folder() -> Path | None:
     return Path(named) if named else None
 
 
+def mountable(controller: str) -> bool:
+    """Whether the host can show a controller as a v1 hierarchy: not once its v2 tree has taken it."""
+    words = ["mount", "-t", "cgroup", "-o", controller, controller, "/mnt"]
+    return subprocess.run(["unshare", "-m", *words], capture_output=True).returncode == 0
+
+
 def programs() -> list[str]:
     """The names of the programs that were built, in order."""
     base = folder()

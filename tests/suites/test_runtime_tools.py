@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from linux.interpreter import remove_mounts
 
-from tests.suites.runtime_tools import folder, programs, run
+from tests.suites.runtime_tools import folder, mountable, programs, run
 
 OURS = str(Path(sys.executable).with_name("runc-bin"))
 
@@ -63,6 +63,8 @@ def test_validation(name: str, place: Path) -> None:
     peers = [path for path in os.environ.get("OCI_RUNTIME_PEERS", "").split(":") if path]
     passing = [peer for index, peer in enumerate(peers) if not judge(peer, name, place / f"peer{index}")]
     assert not passing, f"{passing} pass: {complaint}"
+    if "hugetlb" in name and not mountable("hugetlb"):
+        pytest.skip("hugetlb is a controller of the host's v2 tree; the program reads it on v1 only")
     if name in UNPASSABLE:
         pytest.xfail(complaint.partition("\n")[0])
     raise AssertionError(complaint)

@@ -227,14 +227,23 @@ def test_a_slow_hook_is_ended(bundle: Bundle, hooks: Hooks, kind: str) -> None:
 
 
 def test_poststart_comes_after_the_program(bundle: Bundle, hooks: Hooks) -> None:
-    """By then the process is the program, or is over."""
-    hooks.set("startContainer", "echo slow > /dev/null")
+    """However long its execve(2) takes: by then the process is the program."""
     hooks.set("poststart", f"{PID} > $F/pid; tr '\\0' ' ' < /proc/$(cat $F/pid)/cmdline > $F/is")
-    for _ in range(5):
-        container_id, _ = create(bundle, "sleep", "61")
+    bundle.process["args"] = ["sleep", "61"]
+    container_id = bundle.new_id()
+    slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=execve:delay_enter=300000"]
+    null = subprocess.DEVNULL
+    words = [*slowly, *bundle.command("create", container_id)]
+    with subprocess.Popen(words, stdin=null, stdout=null, stderr=null, cwd=bundle.folder) as traced:
+        fifo = bundle.root / container_id / "exec.fifo"
+        wait_until(lambda: fifo.exists() and bundle.state(container_id)["status"] == "created")
         bundle.call("start", container_id)
-        assert hooks.read("is") == "sleep 61 "
         bundle.call("delete", "--force", container_id)
+        assert traced.wait(10) == 0
+    assert hooks.read("is") == "sleep 61 "
+
+
+def test_poststart_of_a_program_that_is_over(bundle: Bundle, hooks: Hooks) -> None:
     hooks.set("poststart", "cat > $F/state-$K")
     bundle.run("true")
     assert seen_state(hooks, "poststart")["status"] == "running"
