@@ -102,7 +102,10 @@ _ALIKE = [
     (r"PLACE/lib/(io.containerd.snapshotter.v1.\w+/snapshots|snapshots)/\d+/", "SNAPSHOT/"),
     (r"PLACE/state/(io.containerd.runtime.v2.task/)?", "STATE/"),
     (r"(?m)^\.blkio\.io_.*\n", ""),  # there once a disk was read
-    (r"(?m)^\.(cpu\.usage|memory)\..*(kernel|user|_file|cache|swap|dirty).*\n", ""),  # left out while it is 0
+    (
+        r"(?m)^\.(cpu\.usage|memory)\..*(kernel|user|_file|cache|swap|dirty|maj_fault|mapped|writeback|unevictable).*\n",
+        "",
+    ),  # left out while it is 0
     # What a runtime says differs from version to version: its own tests hold it.
     (r"(OCI runtime (create|exec) failed: ).*(: unknown)", r"\1...\3"),
     (r"(?m)^.*resize pty.*\n?", ""),  # the client's own race
