@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runc_bin.libcontainer import spec_document
 
+from tests.support.busybox import find_busybox
+from tests.support.crash_register import registered
 from tests.systemd.machine import Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.systemd, pytest.mark.slow]
@@ -50,3 +54,42 @@ def test_a_container_is_a_unit(machine: Machine) -> None:
     judge_unit(found, "MemoryLimit")
     everywhere = [line for line in found["member"].splitlines() if "/system.slice/buoy-two.scope" in line]
     assert len(everywhere) >= 8
+
+
+# What comes by each point.
+CRASHES = {
+    "cgroups.unit-started": ("create", "c"),
+    "cgroups.unit-taken-over": ("create", "c"),
+    "cgroups.unit-updated": ("update", "--memory", "40m", "c"),
+    "cgroups.unit-stopped": ("delete", "--force", "c"),
+}
+
+
+def test_a_death_at_each_point_of_a_unit(machine: Machine) -> None:
+    """`state`, `kill` and `delete --force` work after it, and neither unit nor cgroup is left."""
+    assert CRASHES.keys() == registered("cgroups.unit-")
+    bundle = machine.root / "root/crashing"
+    (bundle / "rootfs/bin").mkdir(parents=True)
+    shutil.copy(find_busybox(), bundle / "rootfs/bin/sleep")
+    spec = spec_document.default()
+    spec["process"].update({"args": ["sleep", "1000"], "terminal": False})
+    spec["linux"]["cgroupsPath"] = "system.slice:buoy:crash"
+    (bundle / "config.json").write_text(json.dumps(spec))
+
+    def call(*words: str, crash: str = "") -> tuple[int, str]:
+        command = f"cd /root/crashing; exec /opt/buoy/current/bin/runc-bin --systemd-cgroup {' '.join(words)}"
+        script = f"({command}) </dev/null >/tmp/said 2>&1; code=$?; cat /tmp/said; exit $code"
+        done = machine.run("env", f"BUOY_CRASH_AT={crash}", "sh", "-c", script, check=False)
+        return done.returncode, done.stdout
+
+    for point, words in CRASHES.items():
+        if words[0] != "create":
+            assert call("create", "c")[0] == 0
+        assert call(*words, crash=point)[0] == 128 + signal.SIGKILL, point
+        code, state = call("state", "c")
+        assert code == 0, state
+        code, said = call("kill", "c", "KILL")
+        assert code == 0 or "container not running" in said, (point, said)
+        assert call("delete", "--force", "c") == (0, ""), point
+        assert machine.run("systemctl", "is-active", "buoy-crash.scope", check=False).stdout == "inactive\n"
+        assert machine.out("find", "/sys/fs/cgroup", "-name", "buoy-crash.scope") == "", point

@@ -104,7 +104,7 @@ class InUnit(Manager):
             with Bus(user=self.user) as bus:
                 with contexts.suppress(NotFound):
                     bus.stop(self.unit)
-                    crashpoint("cgroups.unit-stopped")
+                crashpoint("cgroups.unit-stopped")
                 with contexts.suppress(BuoyError):
                     bus.reset_failed(self.unit)
         finally:  # also what systemd does not know of, and when it cannot be asked
