@@ -277,6 +277,7 @@ def _bear(
         channel=theirs,
         manager=manager,
         born_inside=group is not None,
+        of_ordinary_user=os.geteuid() != 0,
         joined=joined,
         entered=False,
         time_offsets=spec.time_offsets if spec.is_private("time") else None,

@@ -50,10 +50,11 @@ _HANDLED = (
 
 class Birth(Record):
     """All that init gets from its parent. `joined` are (descriptor, CLONE_NEW* flag) of namespaces to join;
-    `entered` says that a process between has joined the control group and done what needs the caller's
-    rights; `time_offsets` are for a time namespace to make; `passed_fds` are the descriptors from 3 on that
-    the program gets, `place` is the directory for the root of a container without a mount namespace,
-    `oci_state` the state that hooks see, but for the pid; `seccomp_openly` is as in `load_filter`.
+    `of_ordinary_user` says that the caller is not root, `entered` that a process between has joined the
+    control group and done what needs the caller's rights; `time_offsets` are for a time namespace to make;
+    `passed_fds` are the descriptors from 3 on that the program gets, `place` is the directory for the root of
+    a container without a mount namespace, `oci_state` the state that hooks see, but for the pid;
+    `seccomp_openly` is as in `load_filter`.
     """
 
     container_id: str
@@ -62,6 +63,7 @@ class Birth(Record):
     channel: Channel
     manager: Manager
     born_inside: bool
+    of_ordinary_user: bool
     joined: Sequence[tuple[int, int]]
     entered: bool
     time_offsets: Mapping[str, tuple[int, int]] | None
@@ -214,6 +216,10 @@ def _become(birth: Birth, root: Root) -> None:
         load_filter(birth.channel, program, birth.seccomp_flags, birth.seccomp_openly)
     identity.set_rlimits(process.rlimits)
     identity.become(process, entered=entered)
+    if birth.of_ordinary_user:
+        # Who made us could else not exec beside us before the start. In here there is nothing yet to see us,
+        # and what we hold is the fifo.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
     env = identity.environment(process)
     path = identity.find_program(process.args[0], process.env) if process.args else ""
     pass_on(birth.passed_fds)

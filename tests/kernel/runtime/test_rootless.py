@@ -58,6 +58,7 @@ def test_the_life_of_a_container(home: Home) -> None:
     state = json.loads(home.call("state", container_id).stdout)
     assert state["status"] == "created"
     pid = state["pid"]
+    assert home.call("exec", container_id, "id", "-u").stdout == "0\n"
     home.call("start", container_id)
     (found,) = json.loads(home.call("list", "-f", "json").stdout)
     assert (found["id"], found["pid"], found["status"]) == (container_id, pid, "running")
