@@ -11,9 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import pty
-import shlex
 import shutil
 import signal
 import subprocess
@@ -29,123 +26,41 @@ from launcher.busybox_image import busybox_image_tar, busybox_rootfs_tar
 from tests.daemon.containerd.world import running
 from tests.suites import ctr_script
 from tests.suites.real_daemons import end, prepare, run, start_containerd
+from tests.suites.transcript import SECONDS, Transcript
 
 # Each daemon's containers have a containerd namespace, and so a control group, of their own.
 NAMESPACES = {"ours": "ctr-ours", "peer": "ctr-peer", "shim": "ctr-shim"}
-_SECONDS = 20
 
 
-class Session:
-    """One daemon's answers, in order: what was asked, the exit code, what was printed on both streams."""
+class Session(Transcript):
+    """One daemon's answers."""
 
     def __init__(self, address: str, namespace: str, tools: str, work: Path) -> None:
-        self.work = work
-        self.transcript: list[tuple[str, str, int, str]] = []
-        self._section = ""
-        self._command = [str(shutil.which("ctr", path=tools)), "-a", address, "-n", namespace]
-        self._environment = {**os.environ, "HOME": str(work)}
-
-    def section(self, name: str) -> None:
-        """The name of what follows."""
-        self._section = name
-
-    def __call__(self, line: str, *, stdin: bytes = b"", sort: bool = False) -> str:
-        """Run `ctr` with the words of a line; what it printed. `sort`: the daemon gives no order."""
-        done = subprocess.run(
-            [*self._command, *shlex.split(line)],
-            input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_SECONDS,
-            env=self._environment,
-            check=False,
-        )
-        text = done.stdout.decode(errors="replace")
-        if sort:
-            text = "\n".join(sorted(text.splitlines()))
-        self.note(line, done.returncode, text)
-        return text
-
-    def note(self, what: str, code: int, text: str) -> None:
-        """Add an answer that was got otherwise."""
-        self.transcript.append((self._section, what, code, text))
+        super().__init__([str(shutil.which("ctr", path=tools)), "-a", address, "-n", namespace], work)
 
     def silently(self, line: str) -> None:
         """Run `ctr` and note its exit code and complaint only: its progress depends on time."""
-        command = [*self._command, *shlex.split(line)]
         done = subprocess.run(
-            command,
+            self.words(line),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=_SECONDS,
-            env=self._environment,
+            timeout=SECONDS,
+            env=self.environment,
             check=False,
         )
         self.note(line, done.returncode, done.stderr)
-
-    def quietly(self, line: str) -> str:
-        """Run `ctr` without noting what it says; its standard output."""
-        return self.raw(line).decode(errors="replace")
-
-    def raw(self, line: str) -> bytes:
-        """The same, as bytes."""
-        command = [*self._command, *shlex.split(line)]
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, timeout=_SECONDS, env=self._environment, check=False
-        ).stdout
-
-    def terminal(self, line: str, typed: bytes, after: str) -> None:
-        """Run `ctr` on a terminal and type once it has shown `after`."""
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [*self._command, *shlex.split(line)],
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            env=self._environment,
-            start_new_session=True,
-        )
-        os.close(follower)
-        seen = b""
-        written = False
-        with contextlib.suppress(OSError):  # EIO: the last follower is closed
-            while data := os.read(leader, 4096):
-                seen += data
-                if not written and after.encode() in seen:
-                    os.write(leader, typed)
-                    written = True
-        os.close(leader)
-        code = process.wait(_SECONDS)
-        self.note(line, code, seen.decode(errors="replace").replace("\r\n", "\n"))
-
-    @contextlib.contextmanager
-    def piped(self, line: str) -> Iterator[subprocess.Popen[bytes]]:
-        """`ctr` beside what follows, with a pipe to its input; noted when the block ends."""
-        process = subprocess.Popen(
-            [*self._command, *shlex.split(line)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=self._environment,
-        )
-        try:
-            yield process
-            output, _ = process.communicate(timeout=_SECONDS)
-            self.note(line, process.returncode, output.decode(errors="replace"))
-        finally:
-            process.kill()
 
     @contextlib.contextmanager
     def watching(self, last: str) -> Iterator[None]:
         """Note the events of a block, up to the one that has the words `last`."""
         process = subprocess.Popen(
-            [*self._command, "events"],
+            [*self.command, "events"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=self._environment,
+            env=self.environment,
         )
         lines: list[str] = []
         ended = threading.Event()
@@ -163,25 +78,18 @@ class Session:
             self._touch()
         before = len(lines)
         yield
-        assert ended.wait(_SECONDS), f"no {last} among {lines}"
+        assert ended.wait(SECONDS), f"no {last} among {lines}"
         process.kill()
         process.wait()
         self.note("events", 0, "".join(line for line in lines[before:] if "/namespaces/" not in line))
 
     def _touch(self) -> None:
         subprocess.run(
-            [*self._command[:-2], "namespaces", "label", self._command[-1], f"t={time.time_ns()}"],
+            [*self.command[:-2], "namespaces", "label", self.command[-1], f"t={time.time_ns()}"],
             capture_output=True,
-            env=self._environment,
+            env=self.environment,
             check=False,
         )
-
-    def until(self, holds: Callable[[], object], what: str) -> None:
-        """Poll."""
-        deadline = time.monotonic() + _SECONDS
-        while not holds():
-            assert time.monotonic() < deadline, what
-            time.sleep(0.05)
 
     def until_state(self, container: str, state: str) -> None:
         """Wait until the task of a container is in a state."""
@@ -246,7 +154,7 @@ def _play(session: Session, place: Path, sections: Sequence[ctr_script.Section])
     try:
         ctr_script.play(session, sections)
     finally:
-        (session.work / "transcript.json").write_text(json.dumps(session.transcript))
+        (session.work / "transcript.json").write_text(json.dumps(session.answers))
 
 
 if __name__ == "__main__":
