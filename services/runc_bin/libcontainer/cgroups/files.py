@@ -57,7 +57,7 @@ def read_table(path: str) -> dict[str, int]:
 
 def refused(path: str, value: str, error: OSError) -> BuoyError:
     """The error for a user when the kernel refuses `value` for the control file `path`."""
-    message = f"failed to write {value!r}: write {path}: {(error.strerror or str(error)).lower()}"
+    message = f'failed to write "{value}": write {path}: {(error.strerror or str(error)).lower()}'
     if error.errno in (errno.EINVAL, errno.ERANGE, errno.ENOSPC):
         return InvalidArgument(message)
     if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
