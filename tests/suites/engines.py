@@ -37,17 +37,20 @@ Clients = Iterator[list[Transcript]]
 
 @dataclass(frozen=True)
 class Engine:
-    """How an engine is started and asked."""
+    """How an engine is started and asked; whether systemd makes its control groups, and whether it needs a
+    user with further ids.
+    """
 
     needs: tuple[str, ...]
     script: ModuleType
     start: Callable[[Path, list[str]], contextlib.AbstractContextManager[list[Transcript]]]
     systemd: bool = False
+    mapped: bool = False
 
 
 @contextlib.contextmanager
-def _docker(work: Path, runtimes: list[str], *, systemd: bool = False) -> Clients:
-    """A dockerd with a containerd of its own."""
+def _docker(work: Path, runtimes: list[str], *, systemd: bool = False, remapped: bool = False) -> Clients:
+    """A dockerd with a containerd of its own. `remapped`: its containers' ids are an ordinary user's."""
     client = ["docker", "-H", f"unix://{work}/docker.sock"]
     command = ["dockerd", *client[1:], "--data-root", f"{work}/lib", "--exec-root", f"{work}/run"]
     command += ["--pidfile", f"{work}/pid", "--config-file", f"{work}/daemon.json"]
@@ -55,6 +58,10 @@ def _docker(work: Path, runtimes: list[str], *, systemd: bool = False) -> Client
     (work / "daemon.json").write_text("{}")
     if systemd:
         command += ["--exec-opt", "native.cgroupdriver=systemd"]
+    if remapped:
+        user = ordinary_user()
+        assert user is not None
+        command += ["--userns-remap", user.pw_name]
     for number, runtime in enumerate(runtimes):
         command += ["--add-runtime", f"runtime{number}={runtime}"]
     with _daemon(command, work, [*client, "version"]):
@@ -128,11 +135,12 @@ _PODMAN = ("podman", "conmon", "iptables", "ip")
 ENGINES = {
     "docker": Engine(_DOCKER, runtime_docker, _docker),
     "docker-systemd": Engine(_DOCKER, runtime_docker, partial(_docker, systemd=True), systemd=True),
+    "docker-remapped": Engine(_DOCKER, runtime_docker, partial(_docker, remapped=True), mapped=True),
     "ctr": Engine(("containerd", "containerd-shim-runc-v2", "ctr", "ip"), runtime_ctr, _containerd),
     "podman": Engine(_PODMAN, runtime_podman, _podman),
     "podman-systemd": Engine(_PODMAN, runtime_podman, partial(_podman, manager="systemd"), systemd=True),
     "podman-rootless": Engine(
-        (*_PODMAN, "newuidmap", "setpriv"), runtime_podman, partial(_podman, rootless=True)
+        (*_PODMAN, "newuidmap", "setpriv"), runtime_podman, partial(_podman, rootless=True), mapped=True
     ),
 }
 

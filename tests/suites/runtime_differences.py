@@ -35,7 +35,7 @@ KNOWN = (
         codes=(255, 1),
     ),
     Difference(
-        r"(-v|src=)\S+:/etc/passwd |-v \S+/script:/etc |src=/no/such|--cwd /etc/passwd",
+        r"-v \S+:/etc/passwd |-v \S+/script:/etc |src=/no/such|--cwd /etc/passwd",
         "other words before the kernel's, which engines do not read",
         ours=r'"/etc/passwd": /etc/passwd: (?=not)|"/etc": (?=not)|"/y": /no/such: (?=no)'
         r"|: /etc/passwd(?=: not a)",
@@ -53,6 +53,12 @@ KNOWN = (
         "/proc/mounts",
         "masked folders have a bound, as with current runc",
         ours="(?<=ro,relatime),size=4k,nr_inodes=2",
+    ),
+    Difference(
+        r"^(?!.*privileged).*/proc/mounts",
+        "a read-only mount of the control groups is so as a whole",
+        ours="(?<=/sys/fs/cgroup tmpfs )ro",
+        theirs="(?<=/sys/fs/cgroup tmpfs )rw",
     ),
     Difference(
         "type=tmpfs,dst=/x", "a mount without a source is named by its kind", ours="^tmpfs", theirs="^(?= )"
