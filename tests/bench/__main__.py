@@ -25,6 +25,8 @@ from tests.bench.memory import pss
 from tests.support.engine import DOCKER, SERVICES, Engine
 
 PARALLEL = 50
+_AT_A_TIME = 10
+_SETTLED = 6.0  # seconds after which a shim of ours has let its log writer go
 IMAGE = "buoy-bench"
 PEER_PROCESSES = ("dockerd", "containerd")
 
@@ -98,18 +100,39 @@ def _parallel(side: Side) -> tuple[float, float, float]:
     with ThreadPoolExecutor(PARALLEL) as pool:
         ids = list(pool.map(start, range(PARALLEL)))
     started = (time.perf_counter() - began) * 1000
-    shims = _named(lambda comm, line: any(id in line for id in ids) and ("shim" in line))
-    shim = statistics.median(pss(pid) for pid in shims) if shims else 0.0
+    shim = _shim_memory(ids)
     began = time.perf_counter()
     side.docker("rm", "-f", *ids)
     return started, (time.perf_counter() - began) * 1000, shim
 
 
+def _shim_memory(ids: list[str]) -> float:
+    """The median in MB of the shims of these containers."""
+    shims = _named(lambda comm, line: any(id in line for id in ids) and ("shim" in line))
+    return statistics.median(pss(pid) for pid in shims) if shims else 0.0
+
+
+def _published(side: Side) -> float:
+    """The same for PARALLEL idle containers with a published port each, once all that begins has ended."""
+
+    def start(_: int) -> str:
+        return side.docker("run", "-d", "-p", "80", IMAGE, "sleep", "3600")
+
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        ids = list(pool.map(start, range(PARALLEL)))
+    time.sleep(_SETTLED)
+    memory = _shim_memory(ids)
+    side.docker("rm", "-f", *ids)
+    return memory
+
+
+_PUBLISHED = f"shim, {PARALLEL} idle with a published port"
 # What the ratios are to be at most.
 _WANTED = {
     "run --rm, bridge": 0.5,
     "exec": 0.6,
     f"{PARALLEL} run -d at once": 0.5,
+    _PUBLISHED: 0.6,
 }
 _RUNTIME_WANTED = 1.0
 
@@ -184,6 +207,8 @@ def main() -> int:
                 statistics.median(turn[index][column] for turn in together) for index in range(len(sides))
             ]
             print(_row(name, values, unit, _WANTED.get(name)), flush=True)
+        published = [_published(side) for side in sides]
+        print(_row(_PUBLISHED, published, "MB PSS", _WANTED[_PUBLISHED]), flush=True)
         daemons = [sum(pss(engine.pid(name)) for name in SERVICES)]
         if peer:
             daemons.append(sum(pss(pid) for pid in _named(lambda comm, _: comm in PEER_PROCESSES)))
