@@ -177,8 +177,8 @@ def test_the_error_is_the_one_that_matters(tmp_path: Path) -> None:
     log = tmp_path / "dump.log"
     log.write_text(
         "(00.01) Error (criu/util.c:1): rlimit: not allowed\n"
-        "(00.02) Error (criu/net.c:2): net: Locking network failed\n"
-        "(00.03) Error (criu/util.c:3): exited, status=1\n"
+        "(00.02) Error (criu/util.c:3): exited, status=1\n"
+        "(00.03) Error (criu/net.c:2): net: Locking network failed\n"
         "(00.04) Error (criu/cr-dump.c:4): Dumping FAILED.\n"
     )
     answer = Response(type=messages.DUMP, success=False, message="what it says itself")

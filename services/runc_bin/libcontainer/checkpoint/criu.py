@@ -229,23 +229,22 @@ class Worker:
 
 
 def failure(kind: int, answer: Response, log: str) -> Internal:
-    """The error for a request of that kind that has failed, with what CRIU's log says last."""
-    why = _last_error(log) or answer.message.strip()
+    """The error for a request of that kind that has failed, with what CRIU's log says of it."""
+    why = _first_error(log) or answer.message.strip()
     return Internal(
         f"criu failed: type {messages.REQUEST_NAMES[kind]} errno {answer.error_number}"
         f"{': ' if why else ''}{why} (log file: {log})"
     )
 
 
-def _last_error(log: str) -> str:
-    """The last line that tells of an error, but for those on what comes of it: a program that has failed, and
-    the whole that has.
+def _first_error(log: str) -> str:
+    """The first line that tells of an error: what follows are its consequences. It is not one that a program
+    called by CRIU has failed (the reason comes next), nor that it could not raise its own limits.
     """
-    found = ""
     with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as file:
         for line in file:
             time, mark, text = line.partition(" Error (")
             what = text.partition("): ")[2].strip()
-            if mark and time.startswith("(") and not what.startswith("exited, ") and "FAILED" not in what:
-                found = what
-    return found
+            if mark and time.startswith("(") and not what.startswith(("exited, ", "rlimit: ")):
+                return what
+    return ""
