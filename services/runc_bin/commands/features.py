@@ -9,6 +9,7 @@ from runc_bin import cli, dispatch
 from runc_bin.cli import Context
 from runc_bin.document import render_indented
 from runc_bin.libcontainer import capabilities, mount_options, seccomp, spec, state
+from runc_bin.libcontainer.checkpoint.options import CONFIG_ANNOTATION
 from runc_bin.log import Log
 from runc_bin.output import emit
 
@@ -43,6 +44,7 @@ def run(_context: Context, _log: Log) -> int:
             "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": _annotations(),
+        "potentiallyUnsafeConfigAnnotations": [CONFIG_ANNOTATION],
     }
     emit(render_indented(document, 4) + "\n")
     return 0
