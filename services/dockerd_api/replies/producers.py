@@ -188,7 +188,7 @@ class Producers:
         await self._containers.add_attach(container, pending)
 
     async def _replay(self, stream: ReplyStream, attach: PendingAttach) -> None:
-        if stream.params["driver"] == "none":
+        if not stream.params["path"] and stream.params.get("driver") != "journald":
             return
         options = LogOptions(stdout=attach.stdout, stderr=attach.stderr, multiplexed=attach.multiplexed)
         reader = await _reader(stream, options)
