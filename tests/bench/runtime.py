@@ -197,5 +197,5 @@ def rows(rounds: int) -> Iterator[Row]:
             continue
         try:
             yield from measured
-        except Refused as error:
+        except (Refused, subprocess.TimeoutExpired) as error:
             print(f"(no more figures beside {name}: {error})", flush=True)
