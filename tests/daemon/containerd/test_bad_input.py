@@ -7,7 +7,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import errdefs
@@ -62,13 +62,23 @@ from pb.containerd.types import Descriptor
 from pb.google.protobuf import Any as AnyMessage
 from rpc.grpc import Channel
 
-from tests.daemon.containerd.world import World
+from tests.daemon.containerd.world import World, running
 
 pytestmark = pytest.mark.root
 
 DIGEST = "sha256:" + "a" * 64
 OVERLAY = "overlayfs"
 TRICKS = ("", ".", "..", "../a", "a/b", "/a", "a..b", "-a", "a-", "a\0b", "a b", "ä", "a" * 77, "@a")
+
+
+@pytest.fixture
+async def world(rootfs: Path, tmp_path: Path) -> AsyncIterator[World]:
+    """One whose collector runs only when it is asked to: nothing holds what is made here."""
+    config = tmp_path / "config.toml"
+    config.write_text('version = 2\ndisabled_plugins = ["io.containerd.gc.v1.scheduler"]\n')
+    async with running(rootfs, config=str(config)) as made:
+        yield made
+
 
 Calls = dict[str, Callable[[], Awaitable[object]]]
 

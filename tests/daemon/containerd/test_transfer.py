@@ -14,7 +14,7 @@ import pytest
 from launcher.busybox_image import busybox_image_tar
 from pb.containerd.services.content.v1 import ContentStub, ListContentRequest, ListStatusesRequest
 from pb.containerd.services.images.v1 import DeleteImageRequest, GetImageRequest, ImagesStub
-from pb.containerd.services.leases.v1 import LeasesStub, ListRequest
+from pb.containerd.services.leases.v1 import CreateRequest, DeleteRequest, LeasesStub, ListRequest
 from pb.containerd.services.snapshots.v1 import ListSnapshotsRequest, SnapshotsStub
 from pb.containerd.types.transfer import (
     Data,
@@ -109,9 +109,13 @@ async def test_a_damaged_archive_leaves_nothing(
     store = ImageStore(extra_references=ANY, unpacks=[UnpackConfiguration()])
     with pytest.raises(errdefs.InvalidArgument, match=error):
         await import_image(world.channel, damage(archive), store)
-    # What no lease holds any more goes with the next removal.
     with pytest.raises(errdefs.NotFound):
-        await ImagesStub(world.channel).delete(DeleteImageRequest(name=NAME, sync=True))
+        await ImagesStub(world.channel).get(GetImageRequest(name=NAME))
+    # What no lease holds any more goes with the next collection.
+    leases = LeasesStub(world.channel)
+    await leases.create(CreateRequest(id="last"))
+    await leases.delete(DeleteRequest(id="last", sync=True))
+    assert await holds_nothing(world.channel)
 
 
 async def test_what_is_refused(world: World) -> None:
