@@ -43,12 +43,17 @@ KNOWN = (
         r'|"/y": create mount .* stat /no/such: (?=no)|: mkdir /etc/passwd(?=: not a)',
     ),
     Difference(
-        "net.ipv4.nothing",
+        "net.ipv4.nothing|--domainname",
         "names the parameter",
-        ours="failed to write sysctl net.ipv4.nothing: sys/net/ipv4/nothing: ",
-        theirs="open /proc/sys/net/ipv4/nothing: ",
+        ours=r"failed to write sysctl [\w.]+: sys/[\w/]+: ",
+        theirs=r"open /proc/sys/[\w/]+: ",
     ),
-    Difference("nofile=9", "other words", theirs="error setting rlimits for ready process: "),
+    Difference(
+        "nofile=9",
+        "another step of the same name finds it",
+        ours="error during container init: (?=error setting rlimit)",
+        theirs="error during container init: (error setting rlimits for ready process: )?",
+    ),
     Difference(
         "/proc/mounts",
         "masked folders have a bound, as with current runc",
@@ -57,8 +62,8 @@ KNOWN = (
     Difference(
         r"^(?!.*privileged).*/proc/mounts",
         "a read-only mount of the control groups is so as a whole",
-        ours="(?<=/sys/fs/cgroup tmpfs )ro",
-        theirs="(?<=/sys/fs/cgroup tmpfs )rw",
+        ours=r"(?<=/sys/fs/cgroup tmpfs )ro(?=[^\n]*\n/sys/fs/cgroup/\w+ cgroup ro)",
+        theirs=r"(?<=/sys/fs/cgroup tmpfs )rw(?=[^\n]*\n/sys/fs/cgroup/\w+ cgroup ro)",
     ),
     Difference(
         "type=tmpfs,dst=/x", "a mount without a source is named by its kind", ours="^tmpfs", theirs="^(?= )"
@@ -85,5 +90,27 @@ KNOWN = (
         theirs=r"(?m)^(memory/memory.limit_in_bytes 9223372036854771712|cpu/cpu.cfs_quota_us -1"
         r"|cpu/cpu.shares 1024|cpuset/cpuset.cpus [0-9-]+)(\n|\Z)",
         engine="podman-rootless",
+    ),
+    Difference(
+        "/dev/mqueue",
+        "the container's root owns it with its group, too",
+        ours=r"(?m)^.* (/dev/)?mqueue\n",
+        theirs=r"(?m)^.* (/dev/)?mqueue\n",
+        engine="docker-remapped",
+    ),
+    Difference(
+        "bind-recursive=disabled",
+        "the kernel refuses it in a user namespace; other words",
+        ours=r'at "/w": \S+: (?=invalid)',
+        theirs=r'at "/w": mount .* flags: \w+: (?=invalid)',
+        engine="docker-remapped",
+    ),
+    Difference(
+        "--device /dev/zero:/dev/x",
+        "runc 1.1 looks for the device under its new name on the host",
+        ours="(?s).*",
+        theirs="(?s).*",
+        codes=(0, 127),
+        engine="docker-remapped",
     ),
 )

@@ -25,7 +25,11 @@ def runs(docker: Transcript) -> None:
     docker(f"run --rm {IMAGE} sh -c 'ls -l /proc/self/fd | wc -l; cat /proc/self/oom_score_adj; ulimit -c'")
     docker(f"run --rm {IMAGE} sh -c 'cat /etc/resolv.conf /etc/hosts | wc -l; cat /proc/self/cgroup'")
     docker.terminal(f"run --rm -it {IMAGE} sh -c 'tty; read x; echo got $x; stty size'", b"word\n", "/pts")
-    docker.terminal(f"run --rm -t {IMAGE} sh -c 'ls -l /dev/console /proc/self/fd; exit 4'", b"", "never")
+    docker.terminal(
+        f"run --rm -it {IMAGE} sh -c 'ls -l /dev/console /proc/self/fd; echo end; read x; exit 4'",
+        b"\n",
+        "end",
+    )
 
 
 def failures(docker: Transcript) -> None:
@@ -249,7 +253,7 @@ def execs(docker: Transcript) -> None:
     docker("exec -d ex nothing")
     docker("exec --env-file /dev/null ex true")
     docker.terminal("exec -it ex sh -c 'tty; read x; echo got $x; stty size; exit 5'", b"word\n", "/pts")
-    docker.terminal("exec -t ex sh -c 'ls -l /proc/self/fd | wc -l; id'", b"", "never")
+    docker.terminal("exec -it ex sh -c 'ls /proc/self/fd | wc -l; id; echo end; read x'", b"\n", "end")
     docker("pause ex")
     docker("exec ex true")
     docker("unpause ex")

@@ -28,7 +28,11 @@ def runs(podman: Transcript) -> None:
     podman(f"run --rm --rootfs {podman.work}/rootfs ls /")
     podman(f"run --rm --personality LINUX32 {IMAGE} uname -m")
     podman.terminal(f"run --rm -it {IMAGE} sh -c 'tty; read x; echo got $x; stty size'", b"word\n", "/pts")
-    podman.terminal(f"run --rm -t {IMAGE} sh -c 'ls -l /dev/console /proc/self/fd/; exit 4'", b"", "never")
+    podman.terminal(
+        f"run --rm -it {IMAGE} sh -c 'ls -l /dev/console /proc/self/fd/; echo end; read x; exit 4'",
+        b"\n",
+        "end",
+    )
 
 
 def failures(podman: Transcript) -> None:
