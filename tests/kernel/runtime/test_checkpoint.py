@@ -58,6 +58,14 @@ def judge_crashes(found: dict[str, Any]) -> None:
         assert facts == [-9, unknown, 0], name
 
 
+def judge_failures(found: dict[str, Any]) -> None:
+    """What holds for restores that fail: the reason is told, and nothing is left."""
+    for name, words in (("images", "criu failed: type RESTORE"), ("hook", "createRuntime hook #0")):
+        code, said, *left = found[name]
+        assert (code, left) == (1, [])
+        assert words in said
+
+
 def judge_terminal(found: dict[str, Any]) -> None:
     """What holds for a program on a terminal, in a network namespace that was given."""
     assert found["run"] == [0, ""]
@@ -83,6 +91,7 @@ def test_round_trips(tmp_path: Path) -> None:
     found = json.loads(done.stdout.rpartition("checkpoints=")[2])
     judge_counting(found["counting"])
     judge_crashes(found["crashes"])
+    judge_failures(found["failures"])
     judge_terminal(found["terminal"])
 
 
