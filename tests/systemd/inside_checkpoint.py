@@ -148,6 +148,8 @@ def counting(found: dict[str, Any]) -> None:
     found["pid"] = (FOLDER / "pid").read_text() == str(json.loads(call("state", "two")[1])["pid"])
     found["groups"] = bool(groups())
     found["taken"] = call("restore", "--detach", "--image-path", str(IMAGES), "two")
+    found["rival"] = call("restore", "--detach", "--image-path", str(IMAGES), "rival")
+    found["unharmed"] = goes_on() and os.listdir(STATE) == ["two"]
     call("pause", "two")
     leave = ("--leave-running", "--image-path", str(FOLDER / "again"))
     found["leave"] = call("checkpoint", *leave, "two")

@@ -40,13 +40,17 @@ def judge_counting(found: dict[str, Any]) -> None:
     assert found["groups"]
     assert found["taken"][0] == 1
     assert "container with given ID already exists" in found["taken"][1]
+    assert found["rival"][0] == 1
+    assert "container's cgroup is not empty" in found["rival"][1]
+    assert found["unharmed"]
     assert found["leave"] == [0, ""]
     assert found["left as"] == "paused"
     assert found["left running"]
     assert found["delete"] == [0, ""]
     assert found["gone"] == []
-    both = ("created", "stopped")
-    assert found["hooks"] == [[name, status] for name in ("one", "two") for status in both]
+    names = ("one", "one", "two", "rival", "two")
+    states = ("created", "stopped", "created", "stopped", "stopped")
+    assert found["hooks"] == [[name, status] for name, status in zip(names, states, strict=True)]
 
 
 def judge_crashes(found: dict[str, Any]) -> None:

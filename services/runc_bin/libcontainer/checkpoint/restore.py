@@ -81,9 +81,9 @@ def restore(
             state.save_filter(root, container_id, program)
         where = os.path.join(folder, state.CRIU_ROOT)
         os.mkdir(where, 0o700)
+        manager.create()  # whose Conflict says that the processes in there are another container's
         undo.callback(manager.destroy)
         undo.callback(manager.kill_all)
-        manager.create()
         crashpoint("restore.cgroup-made")
         mounts = restore_root.prepare(spec, where, manager.paths)
         passed = [_open(path, opened) for _, path in handed]
