@@ -113,10 +113,11 @@ def _podman(work: Path, runtimes: list[str], *, manager: str = "cgroupfs", rootl
         command += ["--runtime", name, "--cgroup-manager", manager, "--events-backend", "file"]
         command += ["--network-config-dir", f"{place}/net"]
         added = ["--log-driver", "k8s-file"]
-        if not rootless:
-            added += ["--cgroup-parent", f"{GROUP}.slice" if manager == "systemd" else f"/{GROUP}"]
+        parent = ["--cgroup-parent", f"{GROUP}.slice" if manager == "systemd" else f"/{GROUP}"]
+        parent = [] if rootless else parent
+        added += parent
         run(*command, "load", "-q", "-i", f"{work}/image.tar")
-        clients.append(Transcript(command, work, {"run": added, "create": added}))
+        clients.append(Transcript(command, work, {"run": added, "create": added, "pod create": parent}))
     yield clients
 
 

@@ -19,7 +19,7 @@ class Transcript:
     output first, then on standard error.
 
     `command`: the words before those of each question. `added`: words that are put behind a question's first
-    word, by that word; a question is noted without them.
+    word or two, by these; a question is noted without them.
     """
 
     def __init__(
@@ -39,7 +39,9 @@ class Transcript:
     def words(self, line: str) -> list[str]:
         """The whole command of a question."""
         words = shlex.split(line)
-        return [*self.command, words[0], *self._added.get(words[0], ()), *words[1:]]
+        verb = 2 if " ".join(words[:2]) in self._added else 1
+        added = self._added.get(" ".join(words[:verb]), ())
+        return [*self.command, *words[:verb], *added, *words[verb:]]
 
     def __call__(self, line: str, *, stdin: bytes = b"", sort: bool = False) -> str:
         """Run the client with the words of a line; what it printed. `sort`: the order of lines means
