@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import errdefs
 from linux.crashpoints import crashpoint
@@ -449,12 +449,28 @@ class Container:
             # Nobody has waited for it, so the number is its own; a call of the runtime would do the same.
             os.kill(process.pid, number)
             return
-        await self._runtime.kill(self.id, number, every=every)
+        try:
+            await self._runtime.kill(self.id, number, every=every)
+        except errdefs.NotFound:
+            raise
+        except errdefs.BuoyError:
+            if every and self.init.status is not Status.PAUSED:
+                await self._let_run()
+            raise
+
+    async def _let_run(self) -> None:
+        """Thaw what a runtime that died on its way may have left frozen, and no signal would end."""
+        with suppress(errdefs.BuoyError):
+            await self._runtime.resume(self.id)
 
     async def pause(self) -> None:
         """Freeze every process."""
         self.init.need("pause", Status.RUNNING)
-        await self._runtime.pause(self.id)
+        try:
+            await self._runtime.pause(self.id)
+        except errdefs.BuoyError:
+            await self._let_run()
+            raise
         if self.init.status is Status.RUNNING:
             self.init.become(Status.PAUSED)
         self._facts.paused()

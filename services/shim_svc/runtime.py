@@ -339,8 +339,12 @@ class Runtime:
         await self.call("pause", container, failure="OCI runtime pause failed")
 
     async def resume(self, container: str) -> None:
-        """Let them run on."""
-        await self.call("resume", container, failure="OCI runtime resume failed")
+        """Let them run on; nothing happens when they do, as when a runtime died after it had thawed them."""
+        try:
+            await self.call("resume", container, failure="OCI runtime resume failed")
+        except errdefs.Internal as error:
+            if "not paused" not in error.message:
+                raise
 
     async def pids(self, container: str) -> list[int]:
         """The processes of the container, as numbers of the shim's pid namespace."""
