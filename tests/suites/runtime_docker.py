@@ -303,6 +303,7 @@ def life(docker: Transcript) -> None:
     docker("start -a life")
     docker("rm life")
     docker(f"run -d --name life --restart on-failure:2 {IMAGE} sh -c 'echo again; exit 7'")
+    docker.until(lambda: docker.quietly("logs life").count("again") == 3, "the last start")
     docker.until(
         lambda: docker.quietly("inspect -f '{{.RestartCount}} {{.State.Status}}' life") == "2 exited\n",
         "ends",

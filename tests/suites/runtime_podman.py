@@ -191,6 +191,7 @@ def life(podman: Transcript) -> None:
     podman(state)
     podman("rm -f -t 0 life")
     podman(f"run -d --name life --restart on-failure:2 {IMAGE} sh -c 'echo again; exit 7'")
+    podman.until(lambda: podman.quietly("logs life").count("again") == 3, "the last start")
     podman.until(
         lambda: podman.quietly("inspect -f '{{.RestartCount}} {{.State.Status}}' life") == "2 exited\n",
         "ends",
