@@ -147,7 +147,9 @@ _CHECKPOINT_FLAGS = (
     Flag("shell-job", bool, help="allow a terminal that is not the container's own"),
     Flag("lazy-pages", bool, help="bring pages of memory over on demand"),
     Flag("file-locks", bool, help="take file locks along"),
-    Flag("manage-cgroups-mode", str, help="'soft' (default), 'full', 'strict' or 'ignore'"),
+    Flag(
+        "manage-cgroups-mode", str, help="'soft', 'full', 'strict' or 'ignore' (default: soft, ignore on v2)"
+    ),
     Flag("empty-ns", list, help="make a namespace of this kind, but not what is in it (network)"),
     Flag("auto-dedup", bool, help="free pages of former images that later ones have too"),
 )

@@ -20,7 +20,7 @@ CACHE = Path(os.environ.get("BUOY_TEST_CACHE", "/var/cache/buoy-tests"))
 
 PACKAGES = (
     "systemd,systemd-sysv,dbus,make,python3,python3-venv,libseccomp2,libnftables1,nftables,tini,busybox-static,"
-    "procps,iproute2,curl,kmod"
+    "procps,iproute2,curl,kmod,criu,iptables"
 )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.runtime.test_checkpoint import INSIDE as CHECKPOINTS
+from tests.kernel.runtime.test_checkpoint import judge_counting, judge_crashes, judge_failures, judge_terminal
 from tests.support.debian import REPO
 from tests.systemd import vm
 from tests.systemd.machine import Machine
@@ -50,6 +52,7 @@ n=$(wc -l </tmp/log); seq 0 $((n-1)) | cmp - /tmp/log && say log whole
 docker rm -f $id oom >/dev/null
 say left "$(test -e $group && echo $group)"
 /opt/buoy/current/bin/python -I /root/inside_limits.py
+/opt/buoy/current/bin/python -I /root/inside_checkpoint.py
 """
 
 
@@ -60,6 +63,7 @@ def said(machine: Machine) -> dict[str, str]:
     # Inside the nspawn machine the client is a bind mount, which the folder does not show.
     shutil.copy(docker, machine.root / "usr/bin/docker")
     shutil.copy(INSIDE, machine.root / "root/inside_limits.py")
+    shutil.copy(CHECKPOINTS, machine.root / "root/inside_checkpoint.py")
     assert Path(machine.root / "root/busybox.tar").exists()
     printed = vm.run(machine.root, SCRIPT, timeout=450)
     return dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
@@ -182,3 +186,14 @@ def test_what_a_container_sees_of_the_tree(said: dict[str, str]) -> None:
         assert found[name]["super"] == found["host"]["super"]
         assert {"ro", "nosuid", "nodev", "noexec"} <= {*found[name]["options"].split(",")}
         assert not found[name]["pid 1"]
+
+
+@pytest.mark.timeout(500)
+def test_containers_go_on_from_checkpoints(said: dict[str, str]) -> None:
+    found = json.loads(said["checkpoints"])
+    assert found["counting"]["pre-dump"] == [0, ""]
+    judge_counting(found["counting"])
+    assert found["counting"]["mounts"] == []
+    judge_crashes(found["crashes"])
+    judge_failures(found["failures"])
+    judge_terminal(found["terminal"])

@@ -130,7 +130,7 @@ def _dump(program: str, record: State, options: CheckpointOptions, fields: dict[
                 os.write(options.status_fd, b"\0")
             os.close(options.status_fd)
 
-    worker = criu.Worker(program)
+    worker = criu.Worker(program, quiet=True)
     with contextlib.closing(worker):
         answer = worker.ask(messages.request(kind, opts=fields), notified)
         # After a pre-dump CRIU waits for the next one, and takes the end of the talk for a failure.

@@ -10,6 +10,7 @@ from typing import Any
 from errdefs import InvalidArgument
 from linux import syscalls
 
+from runc_bin.libcontainer.cgroups import hierarchy
 from runc_bin.libcontainer.checkpoint.messages import CGROUP_MODES
 from runc_bin.record import Record
 
@@ -135,12 +136,16 @@ def check_status_fd(fd: int) -> None:
 def shared(options: CheckpointOptions | RestoreOptions, annotations: Mapping[str, str]) -> dict[str, Any]:
     """The fields of criu_opts that both have, by their names there."""
     config = annotations.get(CONFIG_ANNOTATION, DEFAULT_CONFIG)
+    mode = options.cgroups_mode
+    if not mode and hierarchy.unified():
+        # CRIU would mount the v2 tree anew, and the options of the host's mount (nsdelegate, …) would go.
+        mode = "ignore"
     return {
         "log_level": 4,
         "notify_scripts": True,
         "orphan_pts_master": True,
         "manage_cgroups": True,  # what versions look at that do not know of modes
-        "manage_cgroups_mode": CGROUP_MODES[options.cgroups_mode],
+        "manage_cgroups_mode": CGROUP_MODES[mode],
         "shell_job": options.shell_job,
         "tcp_established": options.tcp_established,
         "ext_unix_sk": options.ext_unix_sk,
