@@ -113,4 +113,10 @@ KNOWN = (
         codes=(0, 127),
         engine="docker-remapped",
     ),
+    Difference(
+        "--pid host",
+        "runc 1.1 warns of the control groups that there are none of",
+        theirs=r"(?m)^.*(cannot toggle freezer|lstat : no such file).*\n",
+        engine="podman-rootless",
+    ),
 )
