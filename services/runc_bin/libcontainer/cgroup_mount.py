@@ -70,10 +70,13 @@ def _mount_v1(
             name = os.path.basename(point)
             if name not in done:
                 done.add(name)
-                # A hierarchy without a cgroup of the container shows what is not its: it stays away.
+                # A hierarchy without a cgroup of the container shows what is not its: its folder stays empty,
+                # for a later mount of the spec (podman's --systemd), when the tmpfs may be read-only.
                 directory = None if own_namespace else cgroup_paths.get(controller)
                 if own_namespace or directory is not None:
                     _mount_controller(mounter, base, name, controller, wanted.options, directory)
+                else:
+                    os.mkdir(name, 0o755, dir_fd=base)
             if name != controller.removeprefix("name="):
                 os.symlink(name, controller.removeprefix("name="), dir_fd=base)
         if wanted.options.read_only:  # only now, since the hierarchies needed their directories
