@@ -36,7 +36,7 @@ BUILT_IN = "runc-bin"
 _START = 120.0  # seconds that init may take to go on
 _CRIU = 600.0  # seconds that writing all memory, or reading it, may take
 _STATS = 10.0  # seconds that reading a cgroup may take
-_DELETE_TRIES = 4
+_DELETE_TRIES = 8  # one more than there are steps behind which a delete can have died
 
 
 class _Killed(errdefs.Internal):

@@ -123,12 +123,16 @@ class Crashing:
         )
 
     def logged(self) -> None:
-        """A log that is rotated."""
+        """A log that is rotated, and compressed when its writer has time."""
+        containers = self.engine.state / "lib/docker/containers"
 
         def attempt() -> bool:
             self.gone("logs")
-            options = ("--log-opt", "max-size=1k", "--log-opt", "max-file=2", "--name", "logs")
-            out = self.docker("run", *options, "busybox", "seq", "100")
+            options = ("--log-opt", "max-size=1k", "--log-opt", "max-file=2", "--log-opt", "compress=true")
+            out = self.docker("run", *options, "--name", "logs", "busybox", "seq", "100")
+            deadline = time.monotonic() + 5
+            while not list(containers.glob("*/*.gz")) and time.monotonic() < deadline:
+                time.sleep(0.02)
             return out.stdout.split() == [str(number) for number in range(1, 101)]
 
         self.done("rotated log", attempt)
