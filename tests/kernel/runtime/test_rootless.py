@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runc_bin.libcontainer.cgroups import hierarchy
 
 from tests.kernel.runtime.bundle import is_gone, namespace, wait_until
 from tests.kernel.runtime.home import USER, Home, a_home, forbidden
@@ -118,6 +119,20 @@ def test_no_control_group_of_the_host_can_be_written(home: Home) -> None:
         assert home.run("sh", "-c", script).stdout == ""
         kinds = home.spec["linux"]["namespaces"]
         home.spec["linux"]["namespaces"] = [item for item in kinds if item["type"] != "cgroup"]
+
+
+@pytest.mark.skipif(hierarchy.unified(), reason="a host with cgroup v1")
+def test_hierarchies_that_are_not_its_own_are_empty_folders_to_mount_on(home: Home) -> None:
+    """As `podman run --systemd` wants it: a mount of its own below a cgroup mount that is read-only."""
+    home.spec["linux"]["namespaces"] = [
+        item for item in home.spec["linux"]["namespaces"] if item["type"] != "cgroup"
+    ]
+    home.spec["mounts"] += [
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["ro", "nosuid", "noexec", "nodev"]},
+        {"destination": "/sys/fs/cgroup/memory", "type": "tmpfs", "source": "tmpfs"},
+    ]
+    script = "ls /sys/fs/cgroup/pids; : >/sys/fs/cgroup/memory/mine && echo made"
+    assert home.run("sh", "-c", script).stdout == "made\n"
 
 
 def test_a_terminal_and_a_created_container_s_streams(home: Home) -> None:
