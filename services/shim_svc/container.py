@@ -17,26 +17,25 @@ from contextlib import ExitStack, suppress
 import errdefs
 from linux.crashpoints import crashpoint
 from pb.containerd.runc.v1 import CheckpointOptions
-from pb.containerd.task.v2 import CreateTaskRequest, ExecProcessRequest
+from pb.containerd.task.v2 import CreateTaskRequest
 
 from shim_svc import checkpoint, exit_record, mounts
-from shim_svc.attach import Attachments
-from shim_svc.bundle import Spec, TaskState, read_spec, remove_file, write_file, write_state
+from shim_svc.bundle import Spec, TaskState, read_spec, write_state
 from shim_svc.disk_writer import DiskWriter
+from shim_svc.execs import Execs
 from shim_svc.exit_record import ExitRecord
 from shim_svc.facts import Facts
-from shim_svc.logs import ContainerLog, open_log
+from shim_svc.logs import open_log
 from shim_svc.oom import OomWatch
 from shim_svc.process import Process, Status, check_identifier
 from shim_svc.reaper import Exit, Reaper
 from shim_svc.runtime import Runtime, options_of, read_pid
-from shim_svc.stdio import ProcessIO, Stdio
+from shim_svc.stdio import Stdio
+from shim_svc.streams import Streams
 from shim_svc.task_facts import TaskFacts
 
 log = logging.getLogger(__name__)
 
-_STDIO_WAIT = 2.0  # seconds that output may outlive its process, as Docker waits
-_EXECS_WAIT = 10.0  # seconds that execs may outlive init
 _DISK_WAIT = 5.0  # seconds that a Delete waits for the last lines to be written
 
 
@@ -71,7 +70,6 @@ class Container:
         self._namespace = namespace
         self._reaper = reaper
         self._facts = TaskFacts(facts, self.id)
-        self._sockets = sockets
         self._options = options_of(request)
         self._runtime = Runtime(
             reaper,
@@ -83,7 +81,21 @@ class Container:
         )
         fields = (request.stdin, request.stdout, request.stderr)
         self.init = Process("", Stdio.parse(*fields, request.terminal), fields)
-        self.execs: dict[str, Process] = {}
+        self._streams = Streams(
+            self.id,
+            sockets=sockets,
+            owner=(self._options.io_uid, self._options.io_gid),
+            spill_folder=self.spec.container_dir if self.spec.container_dir != self.bundle else None,
+        )
+        self.execs = Execs(
+            self.id,
+            bundle=self.bundle,
+            init=self.init,
+            runtime=self._runtime,
+            reaper=reaper,
+            facts=self._facts,
+            streams=self._streams,
+        )
         self.created = asyncio.Event()
         """Set when Create has ended, well or not."""
         record = exit_record.read(self.spec.container_dir)
@@ -91,9 +103,7 @@ class Container:
         self._started_at = 0
         self._oom: OomWatch | None = None
         self._disk = DiskWriter(None)
-        self._exec_over = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
-        self._consoles = 0
         self._made = False
 
     # Create
@@ -106,7 +116,7 @@ class Container:
         if log_file is not None:
             self._disk = log_file.writer
             self._disk.on_drop = self._facts.log_dropped
-        self.init.attachments = self._attachments(self.init, log_file)
+        self.init.attachments = self._streams.attachments(self.init, log_file)
 
     async def create(self) -> int:
         """Mount the root file system and make the container; returns init's pid. Undone when a step fails.
@@ -136,7 +146,7 @@ class Container:
             undo.callback(mounts.unmount, rootfs)
             mounts.mount_all(self._request.rootfs, rootfs)
         crashpoint("shim.create.mounted")
-        init.io = self._make_io(init)
+        init.io = self._streams.io_of(init)
         undo.callback(init.io.close)
         pid_file = f"{self.bundle}/init.pid"
         if self._request.checkpoint:
@@ -182,21 +192,6 @@ class Container:
         except errdefs.BuoyError as error:
             log.warning("after a failed create: %s", error.message)  # the create's own error is told
 
-    def _attachments(self, process: Process, log_file: ContainerLog | None) -> Attachments:
-        folder = self.spec.container_dir if self.spec.container_dir != self.bundle else None
-        return Attachments(terminal=process.stdio.terminal, log_file=log_file, spill_folder=folder)
-
-    def _make_io(self, process: Process) -> ProcessIO:
-        self._consoles += 1
-        name = f"{os.getpid():x}-{self._consoles:x}.c"  # short, and nobody else's: the shim is in it
-        attachments = process.attachments
-        return ProcessIO(
-            process.stdio,
-            console=f"{self._sockets}/{name}",
-            sink_of=lambda stream, resume: _need(attachments).sink(stream, resume),
-            owner=(self._options.io_uid, self._options.io_gid),
-        )
-
     def _write_state(self, status: str) -> None:
         write_state(
             self.bundle,
@@ -214,16 +209,11 @@ class Container:
             ),
         )
 
-    # Start and Exec
+    # Start
 
     def find(self, exec_id: str) -> Process:
         """The process behind an exec id, or init for the empty one; NotFound."""
-        if not exec_id:
-            return self.init
-        process = self.execs.get(exec_id)
-        if process is None:
-            raise errdefs.NotFound(f"process does not exist {exec_id}")
-        return process
+        return self.execs.find(exec_id) if exec_id else self.init
 
     async def start(self) -> int:
         """Let init run its program; returns its pid."""
@@ -284,86 +274,12 @@ class Container:
         if process.exit is not None:
             self._spawn(self._finish_init(process.exit))
 
-    def add_exec(self, request: ExecProcessRequest) -> Process:
-        """Take an exec's description; it runs at its start."""
-        check_identifier("exec id", request.exec_id)
-        if request.exec_id in self.execs:
-            raise errdefs.AlreadyExists(f"id {request.exec_id}")
-        if request.spec is None or not request.spec.value:
-            raise errdefs.InvalidArgument("exec without a process")
-        self.init.need("exec in", Status.CREATED, Status.STARTING, Status.RUNNING)
-        fields = (request.stdin, request.stdout, request.stderr)
-        process = Process(request.exec_id, Stdio.parse(*fields, request.terminal), fields)
-        if process.stdio.attach_socket:
-            process.attachments = self._attachments(process, None)
-        write_file(self._exec_file(process, "process.json"), request.spec.value.decode(errors="replace"))
-        process.become(Status.CREATED)
-        self.execs[request.exec_id] = process
-        self._facts.exec_added(request.exec_id)
-        return process
-
-    def _exec_file(self, process: Process, suffix: str) -> str:
-        return f"{self.bundle}/{process.exec_id}.{suffix}"
-
-    async def start_exec(self, process: Process) -> int:
-        """Run an exec's process; returns its pid."""
-        process.need("start", Status.CREATED)
-        if not self.init.running or self.init.exit is not None:
-            raise errdefs.FailedPrecondition(f"container {self.id} init process is not running")
-        process.become(Status.STARTING)
-        process.io = self._make_io(process)
-        pid_file = self._exec_file(process, "pid")
-        with self._reaper:
-            try:
-                stdio, console = process.io.open()
-                process.pid = await self._runtime.exec(
-                    self.id,
-                    process=self._exec_file(process, "process.json"),
-                    pid_file=pid_file,
-                    stdio=stdio,
-                    console_socket=console,
-                )
-                process.io.started()
-            except BaseException as error:
-                process.io.close()
-                if process.attachments is not None:
-                    if isinstance(error, errdefs.BuoyError):
-                        process.attachments.complain(error.message)
-                    process.attachments.close()
-                process.exit = Exit(process.pid, 255, time.time_ns())
-                process.become(Status.STOPPED)
-                process.exited.set()
-                self._exec_over.set()
-                raise
-            if process.attachments is not None:
-                process.attachments.begin_input(process.io.input)
-            if process.size is not None:
-                process.io.resize(*process.size)
-            process.become(Status.RUNNING)
-            self._facts.exec_started(process.exec_id, process.pid)
-            self._reaper.watch(process.pid, lambda exit_: self._exec_exited(process, exit_))
-        return process.pid
-
     # Exits
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    def _exec_exited(self, process: Process, exit_: Exit) -> None:
-        process.exit = exit_
-        self._spawn(self._finish_exec(process, exit_))
-
-    async def _finish_exec(self, process: Process, exit_: Exit) -> None:
-        if process.io is not None:
-            process.io.drain()
-            await process.io.flush()
-        process.become(Status.STOPPED)
-        self._facts.exited(process, exit_)
-        process.exited.set()
-        self._exec_over.set()
-        await self._end_streams(process)
 
     def _init_exited(self, exit_: Exit) -> None:
         self.init.exit = exit_
@@ -377,7 +293,7 @@ class Container:
                 await self._runtime.kill(self.id, signal.SIGKILL, every=True)
             except errdefs.BuoyError as error:
                 log.warning("failed to kill init's children: %s", error.message)
-        await self._wait_for_execs()
+        await self.execs.wait_for_all()
         if self.init.io is not None:
             self.init.io.drain()
             await self.init.io.flush()
@@ -392,17 +308,7 @@ class Container:
         self._write_state("stopped")
         self._facts.exited(self.init, exit_)
         self.init.exited.set()
-        await self._end_streams(self.init)
-
-    async def _wait_for_execs(self) -> None:
-        """Init's exit is the last one that is told; the kernel or the kill above ends the others."""
-        try:
-            async with asyncio.timeout(_EXECS_WAIT):
-                while any(process.running for process in self.execs.values()):
-                    self._exec_over.clear()
-                    await self._exec_over.wait()
-        except TimeoutError:
-            log.warning("execs of %s outlive its init process", self.id)
+        await self._streams.end(self.init)
 
     async def _record(self, exit_: Exit, oom_killed: bool) -> None:
         record = ExitRecord(
@@ -419,17 +325,6 @@ class Container:
         except OSError as error:
             # The caller still has to learn that the task is over, though a power cut would undo it.
             log.error("exit record of %s: %s", self.id, error)
-
-    async def _end_streams(self, process: Process) -> None:
-        """Let the clients go when the output is complete; what others keep open is not waited for long."""
-        if process.io is not None:
-            try:
-                async with asyncio.timeout(_STDIO_WAIT):
-                    await process.io.ended.wait()
-            except TimeoutError:
-                log.info("output of %s is still open", process.exec_id or self.id)
-        if process.attachments is not None:
-            process.attachments.finish()
 
     # Signals, pause
 
@@ -509,21 +404,11 @@ class Container:
 
     # Delete
 
-    async def delete_exec(self, process: Process) -> None:
-        """Forget an exec that is over or was never started."""
-        process.need("delete", Status.STOPPED, Status.CREATED)
-        await self._close_streams(process)
-        process.become(Status.DELETED)
-        process.exited.set()
-        self.execs.pop(process.exec_id, None)
-        for suffix in ("process.json", "pid"):
-            remove_file(self._exec_file(process, suffix))
-
     async def delete(self) -> None:
         """Remove the container from the runtime and unmount its root. May be tried again when it fails."""
         init = self.init
         init.need("delete", Status.STOPPED, Status.CREATED)
-        await self._close_streams(init)
+        await self._close_streams()
         await self._runtime.delete(self.id)
         crashpoint("shim.delete.runtime")
         if self._request.rootfs:
@@ -532,9 +417,7 @@ class Container:
             except OSError as error:
                 raise errdefs.Internal(f"failed rootfs umount: {error}") from error
         crashpoint("shim.delete.unmounted")
-        for process in list(self.execs.values()):
-            if not process.running:
-                await self.delete_exec(process)
+        await self.execs.delete_all()
         if self._oom is not None:
             self._oom.close()
         init.become(Status.DELETED)
@@ -542,30 +425,18 @@ class Container:
         self._write_state("deleted")
         self._facts.deleted(init.exit or Exit(init.pid, 0, 0))
 
-    async def _close_streams(self, process: Process) -> None:
-        if process.io is not None and not process.io.ended.is_set() and process.exit is not None:
-            left = process.exit.at / 1e9 + _STDIO_WAIT - time.time()
-            if left > 0:
-                try:
-                    async with asyncio.timeout(left):
-                        await process.io.ended.wait()
-                except TimeoutError:
-                    log.info("output of %s is cut off", process.exec_id or self.id)
-        if process.status is Status.CREATED and not process.exec_id:
+    async def _close_streams(self) -> None:
+        init = self.init
+        await self._streams.settle(init)
+        if init.status is Status.CREATED:
             return  # the runtime may refuse to delete it; its streams stay until it does not
-        if process.io is not None:
-            process.io.close()
-        if not process.exec_id:
-            try:
-                async with asyncio.timeout(_DISK_WAIT):
-                    await self._disk.flush()
-            except TimeoutError:
-                raise errdefs.DeadlineExceeded(f"the disk does not take the log of {self.id}") from None
-            self._disk.close()
-        if process.attachments is not None:
-            process.attachments.close()
-
-
-def _need(attachments: Attachments | None) -> Attachments:
-    assert attachments is not None
-    return attachments
+        if init.io is not None:
+            init.io.close()
+        try:
+            async with asyncio.timeout(_DISK_WAIT):
+                await self._disk.flush()
+        except TimeoutError:
+            raise errdefs.DeadlineExceeded(f"the disk does not take the log of {self.id}") from None
+        self._disk.close()
+        if init.attachments is not None:
+            init.attachments.close()

@@ -169,14 +169,14 @@ class TaskService(TaskBase):
     async def start(self, message: StartRequest) -> StartResponse:
         """Start init or an exec."""
         container, process = await self._process(message.id, message.exec_id)
-        work = container.start_exec(process) if message.exec_id else container.start()
+        work = container.execs.start(process) if message.exec_id else container.start()
         return StartResponse(pid=await self._whole(work))
 
     @_edge
     async def exec(self, message: ExecProcessRequest) -> Empty:
         """Describe one more process."""
         container = await self._get(message.id)
-        process = container.add_exec(message)
+        process = container.execs.add(message)
         if process.stdio.attach_socket:
             self._prepare(process.stdio.attach_socket)
         return Empty()
@@ -186,7 +186,7 @@ class TaskService(TaskBase):
         """Delete an exec or the task; the shim stays, for the task may be created again."""
         container, process = await self._process(message.id, message.exec_id)
         if message.exec_id:
-            await self._whole(container.delete_exec(process))
+            await self._whole(container.execs.delete(process))
         else:
             await self._whole(self._delete(container))
         exit_ = process.exit
@@ -259,7 +259,7 @@ class TaskService(TaskBase):
     async def pids(self, message: PidsRequest) -> PidsResponse:
         """All processes of the container; those that are execs say which."""
         container = await self._get(message.id)
-        execs = {process.pid: exec_id for exec_id, process in container.execs.items() if process.pid}
+        execs = container.execs.by_pid()
         found = []
         for pid in await container.pids():
             info = None
