@@ -54,6 +54,8 @@ INSTALLED = Traces(
     instance="",
     cgroup="system.slice/buoy-containers.scope",
 )
+#: Where `runc-bin` keeps its records when it is called by itself, without --root.
+RUNTIME_ROOT = Path("/run/buoy-runc")
 
 
 def purge(layout: Layout) -> None:
@@ -77,6 +79,15 @@ def remove(traces: Traces) -> None:
     _remove_cgroups(traces)
     for folder in traces.folders:
         _remove_folder(folder)
+
+
+def remove_runtime(root: Path) -> None:
+    """Remove the runtime's folder of records while it has no container: those are their makers' to delete.
+    What is the runtime's own begins with `@`.
+    """
+    if root.is_dir() and all(path.name.startswith("@") for path in root.iterdir()):
+        _unmount_below(root)
+        _remove_folder(root)
 
 
 def _kill_containers(traces: Traces) -> None:
@@ -224,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.parse_args(argv)
     try:
         remove(INSTALLED)
+        remove_runtime(RUNTIME_ROOT)
     except Refused as refused:
         print(f"purge: {refused}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from launcher.process import start_time
+from launcher.purge import remove_runtime
 
 from tests.support.engine import SERVICES, Engine
 from tests.support.leaks import Holdings
@@ -44,6 +45,19 @@ def test_purge_with_no_process_alive_leaves_nothing() -> None:
         assert time.monotonic() < deadline, added
         time.sleep(0.1)
     engine.launcher("purge")  # Of nothing.
+
+
+def test_the_runtime_s_folder_is_removed_while_it_has_no_container(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "@python/held").mkdir(parents=True)
+    (root / "somebody-s").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", root / "@python/held"], check=True)
+    remove_runtime(root)
+    assert os.path.ismount(root / "@python/held")
+    (root / "somebody-s").rmdir()
+    remove_runtime(root)
+    assert not root.exists()
+    remove_runtime(root)
 
 
 def mentions(engine: Engine, name: str) -> bool:
