@@ -133,6 +133,10 @@ _WANTED = {
     "exec": 0.6,
     f"{PARALLEL} run -d at once": 0.5,
     _PUBLISHED: 0.6,
+    "256 MB of lines printed, json-file": 0.3,
+    "256 MB of lines printed, local": 0.15,
+    "docker logs of them, json-file": 0.2,
+    "docker logs of them, local": 0.2,
 }
 _RUNTIME_WANTED = 1.0
 
@@ -165,7 +169,7 @@ def _measure_logs(sides: list[Side], archive: Path, rounds: int) -> None:
         side.docker("import", str(lines), logs.IMAGE)
     hosts = [side.host for side in sides]
     for name, lists in logs.rows(hosts, lambda index, words: sides[index].docker(*words), min(rounds, 3)):
-        print(_row(name, [statistics.median(one) for one in lists], "ms"), flush=True)
+        print(_row(name, [statistics.median(one) for one in lists], "ms", _WANTED[name]), flush=True)
 
 
 def main() -> int:
