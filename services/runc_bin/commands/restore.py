@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
-from errdefs import BuoyError, NotImplementedHere
+from errdefs import NotImplementedHere
 
 from runc_bin.cli import Context
 from runc_bin.commands import launch
 from runc_bin.commands.checkpoint import DEFAULT_IMAGES
 from runc_bin.commands.create import read_bundle
+from runc_bin.commands.run import clean_up, undo
 from runc_bin.foreground import Foreground
-from runc_bin.libcontainer import container
 from runc_bin.libcontainer.checkpoint import options as asked
 from runc_bin.libcontainer.checkpoint import restore
 from runc_bin.libcontainer.checkpoint.options import RestoreOptions
@@ -60,12 +59,7 @@ def run(context: Context, log: Log) -> int:
             return 0
         code = stay.wait(record.init_process_pid)
     except BaseException:
-        container.delete(context.root, record.id, force=True, warn=log.warn)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(record.init_process_pid, 0)
+        undo(context, record, log)
         raise
-    try:
-        container.delete(context.root, record.id, force=True, warn=log.warn)
-    except BuoyError as error:
-        log.warn(error.message)
+    clean_up(context, record, log)
     return code

@@ -15,6 +15,7 @@ from runc_bin.commands.start import start
 from runc_bin.foreground import Foreground
 from runc_bin.libcontainer import container
 from runc_bin.libcontainer.process_spec import NO_PROCESS
+from runc_bin.libcontainer.state import State
 from runc_bin.log import Log
 
 
@@ -42,13 +43,23 @@ def run(context: Context, log: Log) -> int:
         code = stay.wait(record.init_process_pid)
         crashpoint("runc.run.ended")
     except BaseException:
-        container.delete(context.root, record.id, force=True, warn=log.warn)
-        with contexts.suppress(ChildProcessError):
-            os.waitpid(record.init_process_pid, 0)
+        undo(context, record, log)
         raise
     if not context.given("keep"):
-        try:
-            container.delete(context.root, record.id, force=True, warn=log.warn)
-        except BuoyError as error:
-            log.warn(error.message)
+        clean_up(context, record, log)
     return code
+
+
+def undo(context: Context, record: State, log: Log) -> None:
+    """End a container that could not be started, or not be waited for."""
+    container.delete(context.root, record.id, force=True, warn=log.warn)
+    with contexts.suppress(ChildProcessError):
+        os.waitpid(record.init_process_pid, 0)
+
+
+def clean_up(context: Context, record: State, log: Log) -> None:
+    """Remove what a container that has ended leaves; its exit code counts more than a failure of that."""
+    try:
+        container.delete(context.root, record.id, force=True, warn=log.warn)
+    except BuoyError as error:
+        log.warn(error.message)
