@@ -25,7 +25,7 @@ def runs(docker: Session) -> None:
     docker(f"{_RUN} bb sh -c 'echo out; echo err >&2; exit 3'")
     docker(f"{_RUN} -i bb cat", stdin=b"some\nlines\n" * 10000)
     docker(f"{_RUN} -i bb sh -c 'read x; echo got $x'", stdin=b"one\ntwo\n")
-    docker(f"{_RUN} -t bb sh -c 'test -t 0 && test -t 1 && echo a terminal'")
+    docker.terminal(f"{_RUN} -t bb sh -c 'test -t 0 && test -t 1 && echo a terminal'", b"", "")
     docker(f"{_RUN} -e A=b -w /tmp -h name -u 1000:1000 bb sh -c 'echo $A; pwd; hostname; id -u; id -g'")
     docker(f"{_RUN} --read-only bb touch /file")
     docker(f'{_RUN} --tmpfs /t:size=64k bb sh -c \'grep " /t " /proc/mounts | cut -d " " -f 1-3\'')
@@ -54,7 +54,7 @@ _EAT = "x=a; while true; do x=$x$x; done"
 
 def life(docker: Session) -> None:
     """Created, started, frozen, stopped, started again, removed."""
-    docker(f"create --name cc --network none bb sh -c '{_WAITS}'", quiet=True)
+    docker.quietly(f"create --name cc --network none bb sh -c '{_WAITS}'")
     docker(f"{_STATE} cc")
     docker("start cc")
     docker("start cc")
@@ -81,24 +81,25 @@ def life(docker: Session) -> None:
 
 def execs(docker: Session) -> None:
     """Further processes of a container."""
-    docker("run -d --name ee --network none bb sleep 1000", quiet=True)
+    docker.quietly("run -d --name ee --network none bb sleep 1000")
     docker("top ee -o comm")
     docker("exec ee sh -c 'echo out; echo err >&2; exit 4'")
     docker("exec -i ee cat", stdin=b"words\n" * 1000)
-    docker("exec -t ee sh -c 'test -t 1 && echo a terminal'")
+    docker.terminal("exec -t ee sh -c 'test -t 1 && echo a terminal'", b"", "")
     docker("exec -u 1000 -w /tmp -e A=b ee sh -c 'id -u; pwd; echo $A'")
     docker("exec --privileged ee sh -c 'grep ^CapEff /proc/self/status'")
     docker("exec ee nosuch")
     docker("exec -w /nosuch ee true")
     docker("exec -d ee sh -c 'echo $$ > /left'")
-    docker.until("exec ee grep . /left")
+    docker.until(lambda: docker.quietly("exec ee grep . /left"), "the detached one has written")
     docker("rm -f ee")
 
 
 def policies(docker: Session) -> None:
     """What a policy does after a failure."""
-    docker("run -d --name rr --restart on-failure:2 --network none bb sh -c 'exit 3'", quiet=True)
-    docker.until("inspect -f '{{.RestartCount}} {{.State.Status}}' rr", "2 exited")
+    docker.quietly("run -d --name rr --restart on-failure:2 --network none bb sh -c 'exit 3'")
+    seen = "inspect -f '{{.RestartCount}} {{.State.Status}}' rr"
+    docker.until(lambda: docker.quietly(seen).strip() == "2 exited", "restarted twice")
     docker(f"{_STATE} rr")
     docker("rm rr")
 
@@ -106,7 +107,7 @@ def policies(docker: Session) -> None:
 def restarts(docker: Session) -> None:
     """containerd goes and comes back beside a container that prints."""
     prints = "i=0; while test $i -lt 30; do echo $i; i=$((i+1)); sleep 0.1; done; exit 7"
-    docker(f"run -d --name pp --network none bb sh -c '{prints}'", quiet=True)
+    docker.quietly(f"run -d --name pp --network none bb sh -c '{prints}'")
     docker.restart_containerd(down=1.0)
     docker("wait pp")
     docker("logs pp")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -22,47 +21,23 @@ from launcher.busybox_image import busybox_rootfs_tar
 
 from tests.daemon.containerd.world import BIN, World, running
 from tests.suites import docker_script
-from tests.suites.real_daemons import end, prepare, run, start_containerd, until
+from tests.suites.real_daemons import end, prepare, run, start_containerd
+from tests.suites.transcript import Transcript, until
 from tests.support.engine import DOCKER
 
 KINDS = ("peer", "below", "above")
-_SECONDS = 30
 
 
-class Session:
-    """One pair's answers, in order: what was asked, the exit code, what was printed on both streams."""
+class Session(Transcript):
+    """One pair's answers."""
 
-    def __init__(self, socket: str, restart: Callable[[float], None]) -> None:
-        self.transcript: list[tuple[str, int, str, str]] = []
-        self._host = f"unix://{socket}"
+    def __init__(self, socket: str, work: Path, restart: Callable[[float], None]) -> None:
+        super().__init__([DOCKER, "-H", f"unix://{socket}"], work)
         self._restart = restart
-
-    def __call__(self, line: str, *, stdin: bytes = b"", quiet: bool = False) -> None:
-        """Run docker with the words of a line. `quiet`: it prints an id."""
-        done = self._run(line, stdin)
-        out, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-        if quiet and not done.returncode:
-            out = ""
-        self.transcript.append((line, done.returncode, out, errors))
-
-    def until(self, line: str, printed: str = "") -> None:
-        """Poll until docker ends with 0 and has printed that, if anything."""
-
-        def holds() -> bool:
-            done = self._run(line, b"")
-            return not done.returncode and printed in done.stdout.decode()
-
-        until(holds, lambda: line)
 
     def restart_containerd(self, *, down: float) -> None:
         """End containerd, and start it again so many seconds later."""
         self._restart(down)
-
-    def _run(self, line: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
-        command = [DOCKER, "-H", self._host, *shlex.split(line)]
-        if " -t " in line:
-            command = ["script", "-qec", shlex.join(command), "/dev/null"]
-        return subprocess.run(command, input=stdin, capture_output=True, timeout=_SECONDS, check=False)
 
 
 def main(kind: str, tools: str, folder: str) -> None:
@@ -152,12 +127,12 @@ def _dockerd(command: list[str], work: Path) -> str:
 
 
 def _play(socket: str, restart: Callable[[float], None], work: Path) -> None:
-    session = Session(socket, restart)
+    session = Session(socket, work, restart)
     run(DOCKER, "-H", f"unix://{socket}", "import", str(work / "rootfs.tar"), "bb")
     try:
         docker_script.play(session)
     finally:
-        (work / "transcript.json").write_text(json.dumps(session.transcript))
+        (work / "transcript.json").write_text(json.dumps(session.answers))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 
 from tests.suites import runtime_ctr, runtime_docker, runtime_podman
-from tests.suites.real_daemons import end, prepare, run, start_containerd, until
-from tests.suites.transcript import Transcript
+from tests.suites.real_daemons import end, prepare, run, start_containerd
+from tests.suites.transcript import Transcript, until
 from tests.support.busybox import busybox_image_tar, busybox_rootfs_tar
 
 _SECONDS = 30

@@ -9,11 +9,9 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-_SECONDS = 20
+from tests.suites.transcript import until
 
 # The collector runs unasked between no two questions.
 _CONFIG = """version = 2
@@ -30,14 +28,6 @@ pause_threshold = 0.00001
 def run(*command: str) -> None:
     """Run a command; CalledProcessError when it fails."""
     subprocess.run(command, check=True)
-
-
-def until(holds: Callable[[], object], what: Callable[[], str]) -> None:
-    """Poll; AssertionError with what `what` says after twenty seconds."""
-    deadline = time.monotonic() + _SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 def prepare(work: Path) -> None:

@@ -14,6 +14,14 @@ from pathlib import Path
 SECONDS = 20
 
 
+def until(holds: Callable[[], object], what: Callable[[], str]) -> None:
+    """Poll; AssertionError with what `what` says after SECONDS."""
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.05)
+
+
 class Transcript:
     """One client's answers, in order: section, what was asked, the exit code, what was printed: on standard
     output first, then on standard error.
@@ -118,7 +126,4 @@ class Transcript:
 
     def until(self, holds: Callable[[], object], what: str) -> None:
         """Poll."""
-        deadline = time.monotonic() + SECONDS
-        while not holds():
-            assert time.monotonic() < deadline, what
-            time.sleep(0.05)
+        until(holds, lambda: what)
