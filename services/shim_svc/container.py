@@ -83,6 +83,8 @@ class Container:
         self.init = Process("", Stdio.parse(*fields, request.terminal), fields)
         self._streams = Streams(
             self.id,
+            namespace=namespace,
+            reaper=reaper,
             sockets=sockets,
             owner=(self._options.io_uid, self._options.io_gid),
             spill_folder=self.spec.container_dir if self.spec.container_dir != self.bundle else None,
@@ -156,7 +158,7 @@ class Container:
             self._facts.created(init, self.bundle, self._request.rootfs)
             return
         with self._reaper:
-            stdio, console = init.io.open()
+            stdio, console = await init.io.open()
             self._made = True
             asyncio.get_running_loop().call_soon(self._disk.prepare)  # while the runtime works
             await self._runtime.create(
@@ -245,7 +247,7 @@ class Container:
         assert init.io is not None
         pid_file = f"{self.bundle}/init.pid"
         with self._reaper:
-            stdio, console = init.io.open()
+            stdio, console = await init.io.open()
             words = checkpoint.restore_words(self._request, self._options, self.bundle)
             await self._runtime.restore(
                 self.id, words, pid_file=pid_file, stdio=stdio, console_socket=console
@@ -432,6 +434,7 @@ class Container:
             return  # the runtime may refuse to delete it; its streams stay until it does not
         if init.io is not None:
             init.io.close()
+            await init.io.finish()
         try:
             async with asyncio.timeout(_DISK_WAIT):
                 await self._disk.flush()

@@ -88,7 +88,7 @@ class Execs:
         pid_file = self._file(process, "pid")
         with self._reaper:
             try:
-                stdio, console = process.io.open()
+                stdio, console = await process.io.open()
                 process.pid = await self._runtime.exec(
                     self._container,
                     process=self._file(process, "process.json"),
@@ -153,6 +153,7 @@ class Execs:
         await self._streams.settle(process)
         if process.io is not None:
             process.io.close()
+            await process.io.finish()
         if process.attachments is not None:
             process.attachments.close()
         process.become(Status.DELETED)

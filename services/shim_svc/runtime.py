@@ -29,6 +29,7 @@ from runc_bin.libcontainer.state import load_state
 from shim_svc.bundle import read_file
 from shim_svc.forks import fork_child, set_stdio, signals_blocked
 from shim_svc.metrics import manager_by_pid, manager_by_state, measure
+from shim_svc.readiness import either_readable
 from shim_svc.reaper import Exit, Reaper
 from shim_svc.title import set_title
 
@@ -210,7 +211,7 @@ class Runtime:
                 return False
             check_startable(root, record)
             with opened_fifo(root, record) as fds:
-                await _either_readable(fds)
+                await either_readable(fds, _START)
                 take_fifo(root, record, fds[0])
         except TimeoutError:
             raise errdefs.DeadlineExceeded(f"{failure}: init did not go on in {_START:g} s") from None
@@ -258,7 +259,7 @@ class Runtime:
             try:
                 more = True
                 while more:
-                    await _either_readable((begun.channel.fileno(),))
+                    await either_readable((begun.channel.fileno(),), _START)
                     more = hear(begun)
             except BaseException:
                 if not self._reaper.has_ended(begun.pid):
@@ -423,27 +424,6 @@ def read_pid(path: str) -> int:
         return int(read_file(path))
     except (OSError, ValueError) as error:
         raise errdefs.Internal(f"failed to retrieve OCI runtime container pid: {error}") from error
-
-
-async def _either_readable(fds: Sequence[int]) -> None:
-    """Return once one of the descriptors is readable; TimeoutError when that takes too long."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[bool] = loop.create_future()
-
-    def came(in_time: bool) -> None:
-        if not ready.done():
-            ready.set_result(in_time)
-
-    for fd in fds:
-        loop.add_reader(fd, came, True)
-    timer = loop.call_later(_START, came, False)
-    try:
-        if not await ready:
-            raise TimeoutError
-    finally:
-        timer.cancel()
-        for fd in fds:
-            loop.remove_reader(fd)
 
 
 def _flags(console_socket: str, pid_file: str) -> Sequence[str]:

@@ -17,11 +17,13 @@ import struct
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote
 
 import errdefs
 from linux.fds import receive_fds
 
 from shim_svc.bundle import check_socket_path, remove_file
+from shim_svc.logger import Logger
 from shim_svc.sinks import Discard, FifoSink, FileSink, Sink
 
 CHUNK = 64 * 1024
@@ -30,10 +32,13 @@ _OUTPUTS = ("stdout", "stderr")
 
 @dataclass(frozen=True)
 class Target:
-    """One stdio field. kind: null, fifo, file or attach; path: absolute, empty for null."""
+    """One stdio field. kind: null, fifo, file, binary or attach; path: absolute, empty for null. words: the
+    arguments of a program.
+    """
 
     kind: str
     path: str = ""
+    words: tuple[str, ...] = ()
 
 
 def parse_target(field: str, *, stdin: bool = False) -> Target:
@@ -43,13 +48,27 @@ def parse_target(field: str, *, stdin: bool = False) -> Target:
     scheme, separator, path = field.partition("://")
     if not separator:
         scheme, path = "fifo", field
-    if scheme not in ("fifo", "file", "attach") or (stdin and scheme == "file"):
+    if scheme not in ("fifo", "file", "binary", "attach") or (stdin and scheme in ("file", "binary")):
         raise errdefs.InvalidArgument(f"unknown STDIO scheme {scheme}")
+    words: tuple[str, ...] = ()
+    if scheme == "binary":
+        path, words = _program(path)
     if not os.path.isabs(path):
         raise errdefs.InvalidArgument(f"stdio path {field!r} is not absolute")
     if scheme == "attach":
         check_socket_path(path)
-    return Target(scheme, path)
+    return Target(scheme, path, words)
+
+
+def _program(text: str) -> tuple[str, tuple[str, ...]]:
+    """The path and arguments of a program, `/path?key=value&…`: each key and its first value are two."""
+    path, _, query = text.partition("?")
+    values: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        values.setdefault(key, value)
+    if "\0" in (whole := unquote(path) + "".join(values) + "".join(values.values())):
+        raise errdefs.InvalidArgument(f"a byte of zero in {whole!r}")
+    return unquote(path), tuple(word for pair in values.items() for word in pair)
 
 
 @dataclass(frozen=True)
@@ -63,8 +82,15 @@ class Stdio:
 
     @classmethod
     def parse(cls, stdin: str, stdout: str, stderr: str, terminal: bool) -> Stdio:
-        """InvalidArgument for unknown schemes, and for attach fields that name different sockets."""
-        stdio = cls(parse_target(stdin, stdin=True), parse_target(stdout), parse_target(stderr), terminal)
+        """InvalidArgument for unknown schemes, and for attach fields that name different sockets. A logger
+        named by stdout takes stderr too, as containerd has it.
+        """
+        out, err = parse_target(stdout), parse_target(stderr)
+        if out.kind == "binary" and not stderr and not terminal:
+            err = out
+        if "binary" in (out.kind, err.kind) and err not in (out, Target("null")):
+            raise errdefs.InvalidArgument("stdout and stderr go to one logger")
+        stdio = cls(parse_target(stdin, stdin=True), out, err, terminal)
         if len({target.path for target in stdio._all() if target.kind == "attach"}) > 1:
             raise errdefs.InvalidArgument("stdio fields name different attach sockets")
         return stdio
@@ -76,6 +102,11 @@ class Stdio:
     def attach_socket(self) -> str:
         """The attach socket's path; empty when none is named."""
         return next((target.path for target in self._all() if target.kind == "attach"), "")
+
+    @property
+    def logger(self) -> tuple[str, ...]:
+        """The program that takes the output, and its arguments; empty when there is none."""
+        return (self.stdout.path, *self.stdout.words) if self.stdout.kind == "binary" else ()
 
 
 class Input:
@@ -223,8 +254,8 @@ class ProcessIO:
     """All descriptors of one process's streams, from before its runtime call until it is deleted.
 
     sink_of: makes the sink of an attach:// output stream (the log, the clients). console: where a console
-    socket may be bound. Steps: `open` before the runtime call, `started` after its success, `close` at the
-    end.
+    socket may be bound. logger: the program that takes the output, if that is so. Steps: `open` before the
+    runtime call, `started` after its success, `close` at the end, `finish`.
     """
 
     def __init__(
@@ -234,8 +265,10 @@ class ProcessIO:
         console: str,
         sink_of: Callable[[str, Callable[[], None]], Sink],
         owner: tuple[int, int],
+        logger: Logger | None,
     ) -> None:
         self.stdio = stdio
+        self._logger = logger
         self.input: Input | None = None
         self.ended = asyncio.Event()
         """Set when every output stream has ended."""
@@ -253,10 +286,12 @@ class ProcessIO:
         self._fifo_input = -1
         self._fifo_hold = -1
 
-    def open(self) -> tuple[tuple[int, int, int], str]:
-        """Make pipes or the console socket; returns descriptors for the runtime call and the socket's
-        path.
+    async def open(self) -> tuple[tuple[int, int, int], str]:
+        """Make pipes or the console socket, and have the logger ready; returns descriptors for the runtime
+        call and the socket's path. Internal or DeadlineExceeded when the logger is not.
         """
+        if self._logger is not None:
+            await self._logger.start()
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._children.append(null)
         if self.stdio.terminal:
@@ -316,6 +351,8 @@ class ProcessIO:
             file = FileSink(target.path, resume)
             self._files.append(file)
             return file
+        if self._logger is not None:
+            return self._logger.sink(name, resume)
         if target.kind == "attach":
             return self._sink_of(name, resume)
         return Discard()
@@ -437,4 +474,11 @@ class ProcessIO:
             fifo.abandon()
         for file in self._files:
             file.writer.close()
+        if self._logger is not None:
+            self._logger.close()
         self.ended.set()
+
+    async def finish(self) -> None:
+        """Behind `close`: wait until the logger has done its work, if there is one, but not for ever."""
+        if self._logger is not None:
+            await self._logger.finish()

@@ -8,8 +8,10 @@ import os
 import time
 
 from shim_svc.attach import Attachments
+from shim_svc.logger import Logger
 from shim_svc.logs import ContainerLog
 from shim_svc.process import Process
+from shim_svc.reaper import Reaper
 from shim_svc.stdio import ProcessIO
 
 log = logging.getLogger(__name__)
@@ -18,14 +20,23 @@ _WAIT = 2.0  # seconds that output may outlive its process, as Docker waits
 
 
 class Streams:
-    """One container's. sockets: the folder for console sockets. owner: uid and gid of the pipes.
-    spill_folder: where what clients do not read goes on disk, if anywhere.
+    """One container's, in a namespace of containerd. sockets: the folder for console sockets. owner: uid and
+    gid of the pipes. spill_folder: where what clients do not read goes on disk, if anywhere.
     """
 
     def __init__(
-        self, container: str, *, sockets: str, owner: tuple[int, int], spill_folder: str | None
+        self,
+        container: str,
+        *,
+        namespace: str,
+        reaper: Reaper,
+        sockets: str,
+        owner: tuple[int, int],
+        spill_folder: str | None,
     ) -> None:
         self._container = container
+        self._namespace = namespace
+        self._reaper = reaper
         self._sockets = sockets
         self._owner = owner
         self._spill_folder = spill_folder
@@ -42,11 +53,20 @@ class Streams:
         self._consoles += 1
         name = f"{os.getpid():x}-{self._consoles:x}.c"  # short, and nobody else's: the shim is in it
         attachments = process.attachments
+        logger = None
+        if process.stdio.logger:
+            logger = Logger(
+                process.stdio.logger,
+                process=process.exec_id or self._container,
+                namespace=self._namespace,
+                reaper=self._reaper,
+            )
         return ProcessIO(
             process.stdio,
             console=f"{self._sockets}/{name}",
             sink_of=lambda stream, resume: _need(attachments).sink(stream, resume),
             owner=self._owner,
+            logger=logger,
         )
 
     async def end(self, process: Process) -> None:

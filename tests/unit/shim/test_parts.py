@@ -148,8 +148,22 @@ def test_targets() -> None:
     assert parse_target("") == Target("null")
     assert parse_target("/a") == parse_target("fifo:///a") == Target("fifo", "/a")
     assert parse_target("attach:///a.a") == Target("attach", "/a.a")
-    with pytest.raises(errdefs.InvalidArgument):
-        parse_target("file:///x", stdin=True)
+    logger = Target("binary", "/a b", ("k", "v&", "x", ""))
+    assert parse_target("binary:///a%20b?k=v%26&k=2&x") == logger
+    for field in ("file:///x", "binary:///x"):
+        with pytest.raises(errdefs.InvalidArgument):
+            parse_target(field, stdin=True)
+
+
+def test_a_logger_takes_both_streams_or_is_refused() -> None:
+    uri = "binary:///a?b=c"
+    assert Stdio.parse("", uri, "", False) == Stdio.parse("", uri, uri, False)
+    assert Stdio.parse("", uri, "", False).logger == ("/a", "b", "c")
+    assert Stdio.parse("", uri, "", True).stderr == Target("null")
+    assert Stdio.parse("", "/a", "/b", False).logger == ()
+    for stdout, stderr in ((uri, "/a"), ("/a", uri), ("", uri), (uri, "binary:///b")):
+        with pytest.raises(errdefs.InvalidArgument):
+            Stdio.parse("", stdout, stderr, False)
 
 
 def test_socket_paths(tmp_path: Path) -> None:
