@@ -63,6 +63,8 @@ class Applied:
     digest: str
     size: int
     unpacked: int
+    # The folders that were made without an entry of their own; None when they are too many to tell.
+    made: tuple[str, ...] | None = ()
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,17 @@ class Differ:
         self._places = asyncio.Semaphore(_TOGETHER)
 
     async def apply(
-        self, namespace: str, media_type: str, digest: str, mounts: Sequence[Mount], *, sync: bool = False
+        self,
+        namespace: str,
+        media_type: str,
+        digest: str,
+        mounts: Sequence[Mount],
+        *,
+        sync: bool = False,
+        apart: bool = False,
     ) -> Applied:
         """Unpack the layer `digest` (plain, gzip or zstd) onto an active snapshot's mounts, without mounting
-        them.
+        them; with `apart` as one that is put on its parents later, when `adopt` wants the folders `made`.
 
         Raises InvalidArgument for a damaged or hostile archive and for mounts that cannot be written,
         NotImplementedHere for another media type, NotFound for the blob, ResourceExhausted for a full disk.
@@ -114,20 +123,25 @@ class Differ:
             "blob": os.fspath(self._content.path(digest)),
             "target": target.folder,
             "lower": target.lower,
-            "overlay": target.overlay,
+            "overlay": target.overlay or apart,
             "sync": sync,
         }
         async with self._places:
             answer = await _work(request)
         crashpoint("diff.applied")
-        match answer.get("error"):
-            case None:
-                return Applied(answer["digest"], answer["size"], answer["unpacked"])
-            case "archive":
-                raise errdefs.InvalidArgument(f"failed to extract layer {digest}: {answer['message']}")
-            case "disk":
-                raise errdefs.ResourceExhausted(f"failed to extract layer {digest}: {answer['message']}")
-        raise errdefs.Internal(f"failed to extract layer {digest}: {answer['message']}")
+        _raise_failed(answer, digest)
+        made = answer["made"]
+        return Applied(
+            answer["digest"], answer["size"], answer["unpacked"], None if made is None else tuple(made)
+        )
+
+    async def adopt(
+        self, digest: str, mounts: Sequence[Mount], made: Sequence[str], lower: Sequence[str]
+    ) -> None:
+        """Give the folders `made` while the layer `digest` was unpacked apart the attributes that they have
+        in `lower`, the folders of the layers below, the nearest first."""
+        request = {"adopt": list(made), "target": _target(mounts).folder, "lower": list(lower)}
+        _raise_failed(await _work(request), digest)
 
     async def make(
         self,
@@ -175,6 +189,17 @@ class Differ:
             raise
         size = (await self._content.info(namespace, digest)).size
         return Made(media_type, digest, size)
+
+
+def _raise_failed(answer: dict[str, Any], digest: str) -> None:
+    match answer.get("error"):
+        case None:
+            return
+        case "archive":
+            raise errdefs.InvalidArgument(f"failed to extract layer {digest}: {answer['message']}")
+        case "disk":
+            raise errdefs.ResourceExhausted(f"failed to extract layer {digest}: {answer['message']}")
+    raise errdefs.Internal(f"failed to extract layer {digest}: {answer['message']}")
 
 
 def _layers(mounts: Sequence[Mount]) -> list[str]:

@@ -36,12 +36,14 @@ class Unpacker:
     first.
 
     With `overlay`, deletions become overlayfs's marks; else they delete what is there, unless this layer
-    brought it.
+    brought it. When the layers below are not there yet, `made` names the folders that were made without an
+    entry of their own: `adopt` gives them their attributes later.
     """
 
     def __init__(self, *, overlay: bool, lower: Sequence[int] = ()) -> None:
         self._overlay = overlay
         self._lower = lower
+        self.made: dict[str, None] = {}  # in their order
         self._parents: dict[str, str] = {}  # resolved name of folders that are known to exist
         self._unpacked: set[str] = set()
         self._folders: list[tuple[str, int, int]] = []
@@ -104,6 +106,7 @@ class Unpacker:
         os.utime(path, ns=(accessed, modified), follow_symlinks=False)
         if member.isdir():
             self._folders.append((path, accessed, modified))
+            self.made.pop(path, None)
         self._unpacked.add(path)
 
     def _make_folder(self, path: str, opaque: bool) -> None:
@@ -188,7 +191,7 @@ class Unpacker:
         with os.scandir(folder) as entries:
             found = list(entries)
         for entry in found:
-            if entry.path not in self._unpacked:
+            if entry.path not in self._unpacked and entry.path not in self.made:
                 self._remove(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 self._empty(entry.path)
@@ -276,33 +279,52 @@ class Unpacker:
         self._make_parents(posixpath.dirname(path))
         os.mkdir(path, 0o755)
         os.chmod(path, 0o755)
-        self._copy_attributes(path)
+        times = _copy_attributes(path, self._lower)
+        if times is not None:
+            self._folders.append((path, *times))
+        self.made[path] = None
 
-    def _copy_attributes(self, path: str) -> None:
-        """Give a folder the owner, mode, times and attributes that it has in the nearest layer below."""
-        for root in self._lower:
-            try:
-                below = syscalls.openat2(
-                    root,
-                    path.lstrip("/"),
-                    os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-                    resolve=syscalls.RESOLVE_IN_ROOT,
-                )
-            except FileNotFoundError:
+
+def adopt(folders: Sequence[str], lower: Sequence[int]) -> None:
+    """Give folders below `/` the attributes that they have in the layers below, as if these had been there
+    when they were made."""
+    for path in folders:
+        try:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
                 continue
-            except OSError:  # replaced by something that is no folder
-                return
-            try:
-                facts = os.fstat(below)
-                os.chown(path, facts.st_uid, facts.st_gid, follow_symlinks=False)
-                for key in os.listxattr(below):
-                    if not key.startswith("trusted."):
-                        _set_xattr(path, key, os.getxattr(below, key))
-                os.chmod(path, stat.S_IMODE(facts.st_mode))
-                self._folders.append((path, facts.st_atime_ns, facts.st_mtime_ns))
-            finally:
-                os.close(below)
-            return
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # this layer took it away again
+        times = _copy_attributes(path, lower)
+        if times is not None:
+            os.utime(path, ns=times, follow_symlinks=False)
+
+
+def _copy_attributes(path: str, lower: Sequence[int]) -> tuple[int, int] | None:
+    """Give a folder the owner, mode and attributes that it has in the nearest layer below; its times
+    there (access and modification, in nanoseconds), or None where no layer has it."""
+    for root in lower:
+        try:
+            below = syscalls.openat2(
+                root,
+                path.lstrip("/"),
+                os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                resolve=syscalls.RESOLVE_IN_ROOT,
+            )
+        except FileNotFoundError:
+            continue
+        except OSError:  # replaced by something that is no folder
+            return None
+        try:
+            facts = os.fstat(below)
+            os.chown(path, facts.st_uid, facts.st_gid, follow_symlinks=False)
+            for key in os.listxattr(below):
+                if not key.startswith("trusted."):
+                    _set_xattr(path, key, os.getxattr(below, key))
+            os.chmod(path, stat.S_IMODE(facts.st_mode))
+            return facts.st_atime_ns, facts.st_mtime_ns
+        finally:
+            os.close(below)
+    return None
 
 
 def _inside(name: str) -> str:

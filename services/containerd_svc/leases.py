@@ -142,6 +142,19 @@ class Leases:
         _check_kind(kind, name)
         await self._db.write(lambda connection: hold(connection, namespace, lease_id, kind, name))
 
+    async def add_resources(
+        self, namespace: str, lease_id: str, resources: Sequence[tuple[str, str]]
+    ) -> None:
+        """Hold several (type, id); not synced, since a power cut ends the work that wants them held."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            for kind, name in resources:
+                hold(connection, namespace, lease_id, kind, name)
+
+        for kind, name in resources:
+            _check_kind(kind, name)
+        await self._db.write(change, durable=False)
+
     async def delete_resource(self, namespace: str, lease_id: str, kind: str, name: str) -> None:
         """Hold it no longer; fine when it was not held. Raises NotFound for an unknown lease."""
         _check_kind(kind, name)

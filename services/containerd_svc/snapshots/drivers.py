@@ -22,6 +22,8 @@ class Driver(Protocol):
 
     # False: the folder is small and made at once. True: it copies, which is the work of a thread.
     copies: bool
+    # True: what is made on nothing can be put on parents when it is committed.
+    rebases: bool
 
     def make(self, folder: Path, kind: str, chain: Sequence[Path]) -> None:
         """Fill the new, empty `folder`."""
@@ -29,11 +31,15 @@ class Driver(Protocol):
     def mounts(self, folder: Path, kind: str, chain: Sequence[Path]) -> list[Mount]:
         """The mounts that show the tree of an active snapshot or a view."""
 
+    def rebase(self, folder: Path, chain: Sequence[Path]) -> None:
+        """Put what was made on nothing on `chain`, where the driver `rebases`."""
+
 
 class Overlay:
     """overlayfs: only what differs from the parents is in `fs`; `work` is the kernel's."""
 
     copies = False
+    rebases = True
 
     def __init__(self) -> None:
         # index=on would refuse to mount a lower folder that moved or is in use (kernel: overlayfs.rst), as a
@@ -47,9 +53,7 @@ class Overlay:
         if kind == ACTIVE:
             (folder / "work").mkdir(mode=0o711)
         if chain:
-            # The root folder of the merged tree is the upper one: it keeps the parent's owner.
-            parent = chain[0].stat()
-            os.chown(files, parent.st_uid, parent.st_gid)
+            self.rebase(folder, chain)
 
     def mounts(self, folder: Path, kind: str, chain: Sequence[Path]) -> list[Mount]:
         if not chain:
@@ -62,11 +66,17 @@ class Overlay:
         options.append(f"lowerdir={':'.join(map(str, chain))}")
         return [Mount(type="overlay", source="overlay", options=options)]
 
+    def rebase(self, folder: Path, chain: Sequence[Path]) -> None:
+        # The root folder of the merged tree is the upper one: it keeps the parent's owner.
+        parent = chain[0].stat()
+        os.chown(folder / "fs", parent.st_uid, parent.st_gid)
+
 
 class Native:
     """A full copy of the parent: for file systems that overlayfs cannot lie on."""
 
     copies = True
+    rebases = False
 
     def make(self, folder: Path, kind: str, chain: Sequence[Path]) -> None:
         files = folder / "fs"
@@ -82,6 +92,9 @@ class Native:
         if kind == VIEW and chain:
             return [_bind(chain[0], writable=False)]
         return [_bind(folder / "fs", writable=kind == ACTIVE)]
+
+    def rebase(self, folder: Path, chain: Sequence[Path]) -> None:
+        raise NotImplementedError("a copy of nothing cannot be put on a parent")
 
 
 DRIVERS: dict[str, type[Driver]] = {"overlayfs": Overlay, "native": Native}

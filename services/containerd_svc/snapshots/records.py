@@ -136,9 +136,9 @@ def commit(
     wanted: Mapping[str, str],
     parent: str,
     boot: str,
-) -> None:
-    """Rename active `key` to committed `name`; `parent` puts one without a parent on it. Errors as
-    Snapshots.commit's.
+) -> tuple[int, list[int]]:
+    """Rename active `key` to committed `name`; `parent` puts one without a parent on it. Its number, and the
+    chain that it was put on. Errors as Snapshots.commit's.
     """
     exists = connection.execute(
         "SELECT 1 FROM snapshots WHERE namespace=? AND snapshotter=? AND key=?",
@@ -149,19 +149,20 @@ def commit(
     row = find(connection, namespace, snapshotter, key)
     if row.info.kind != ACTIVE:
         raise errdefs.FailedPrecondition(f'snapshot "{key}" is not active: failed precondition')
-    parent_id = row.parent_id
+    parent_id, below = row.parent_id, list[int]()
     if parent and parent != row.info.parent:
         if row.info.parent:
             raise errdefs.InvalidArgument(
                 f'cannot change parent of active snapshot "{key}" on commit: invalid argument'
             )
-        parent_id, _ = parent_chain(connection, namespace, snapshotter, parent)
+        parent_id, below = parent_chain(connection, namespace, snapshotter, parent)
     moment = labels.now()
     connection.execute(
         "UPDATE snapshots"
         " SET key=?, kind=?, parent=?, labels=?, created_at=?, updated_at=?, unsynced=? WHERE id=?",
         (name, COMMITTED, parent_id, labels.dump(wanted), moment, moment, boot, row.id),
     )
+    return row.id, below
 
 
 def remove(connection: sqlite3.Connection, namespace: str, snapshotter: str, key: str) -> int:

@@ -157,17 +157,27 @@ class Snapshots:
         parent: str = "",
         lease: str = "",
     ) -> None:
-        """Turn the active snapshot `key` into the committed `name`; its labels become `wanted`.
+        """Turn the active snapshot `key` into the committed `name`; its labels become `wanted`. One that was
+        made on nothing is put on `parent`.
 
-        Raises NotFound for the key, AlreadyExists for the name, FailedPrecondition unless it is active.
+        Raises NotFound for the key, AlreadyExists for the name, FailedPrecondition unless it is active,
+        NotImplementedHere for a parent where the snapshotter does not rebase.
         """
-        self._driver(snapshotter)
+        driver = self._driver(snapshotter)
         if not name:
             raise errdefs.InvalidArgument("snapshot name is empty: invalid argument")
         labels.validate(wanted or {})
 
         def change(connection: sqlite3.Connection, record: Recorder) -> None:
-            records.commit(connection, namespace, snapshotter, name, key, wanted or {}, parent, self._boot)
+            number, below = records.commit(
+                connection, namespace, snapshotter, name, key, wanted or {}, parent, self._boot
+            )
+            if below and not driver.rebases:
+                raise errdefs.NotImplementedHere(
+                    f"snapshotter {snapshotter} does not rebase: not implemented"
+                )
+            if below:
+                driver.rebase(self._folder(number), self._files(below))
             leases.release(connection, namespace, lease, f"snapshots/{snapshotter}", key)
             leases.hold(connection, namespace, lease, f"snapshots/{snapshotter}", name)
             record(namespace, "/snapshot/commit", SnapshotCommit(key=key, name=name, snapshotter=snapshotter))
@@ -190,6 +200,18 @@ class Snapshots:
         number = await self._events.transact(change)
         crashpoint("snapshots.row-removed")
         await self.discard([number])
+
+    def rebases(self, snapshotter: str) -> bool:
+        """Whether `commit` can put a snapshot on a parent. Raises InvalidArgument for no snapshotter."""
+        return self._driver(snapshotter).rebases
+
+    async def folders(self, namespace: str, snapshotter: str, name: str) -> Sequence[str]:
+        """The folders of a committed snapshot and of those below it, the nearest first. Raises NotFound."""
+
+        def look(connection: sqlite3.Connection) -> list[int]:
+            return records.parent_chain(connection, namespace, snapshotter, name)[1]
+
+        return [str(path) for path in self._files(await self._db.read(look))]
 
     async def stat(self, namespace: str, snapshotter: str, key: str) -> Info:
         """Raises NotFound."""

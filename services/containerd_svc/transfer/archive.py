@@ -40,9 +40,8 @@ from containerd_svc.transfer.descriptors import (
     children,
     document,
     go_json,
-    matches,
-    this_host,
 )
+from containerd_svc.transfer.platforms import matches, this_host
 
 T = TypeVar("T")
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform as host
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import errdefs
-from pb.containerd.types import Platform
 
 from containerd_svc.content import ContentStore
 
@@ -22,28 +20,9 @@ INDEXES = (OCI_INDEX, DOCKER_INDEX)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 
 LARGEST_DOCUMENT = 20 * 1024 * 1024  # bytes of one JSON document
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 Descriptor = dict[str, Any]
 Children = list[tuple[str, Descriptor]]
-
-
-def this_host() -> Platform:
-    """What this host runs."""
-    machine = host.machine()
-    return Platform(os="linux", architecture=_MACHINES.get(machine, machine))
-
-
-def matches(wanted: Sequence[Platform], found: Mapping[str, Any] | None) -> bool:
-    """Whether a descriptor's platform is one of those wanted; both match everything when they are empty."""
-    if not wanted or not found:
-        return True
-    return any(
-        each.os == found.get("os")
-        and each.architecture == found.get("architecture")
-        and (not each.variant or each.variant == found.get("variant"))
-        for each in wanted
-    )
 
 
 async def document(content: ContentStore, namespace: str, descriptor: Descriptor) -> dict[str, Any]:

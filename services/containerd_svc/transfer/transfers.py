@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -36,14 +35,12 @@ from containerd_svc.transfer.descriptors import (
     Children,
     Descriptor,
     children,
-    document,
-    matches,
-    this_host,
 )
+from containerd_svc.transfer.platforms import matches, this_host
 from containerd_svc.transfer.streams import Sender, Stream, Streams, received
+from containerd_svc.transfer.unpacking import SNAPSHOTTER, Unpacker
 
 _LASTS = datetime.timedelta(hours=24)  # as containerd's own leases of a transfer
-_SNAPSHOTTER = "overlayfs"
 _OWN_LEASE = "dev.buoy.transfer"
 
 Tell = Callable[[Progress], Awaitable[None]]
@@ -66,9 +63,8 @@ class Transfers:
         self._streams = streams
         self._content = content
         self._images = images
-        self._snapshots = snapshots
         self._leases = held
-        self._differ = differ
+        self._unpacker = Unpacker(content, snapshots, held, differ)
         self._importer = Importer(content, place)
         self._exporter = Exporter(content)
 
@@ -206,56 +202,12 @@ class Transfers:
     ) -> None:
         """Make snapshots of the layers of the manifests that are for a platform of this host."""
         platform = wanted.platform or this_host()
-        snapshotter = wanted.snapshotter or _SNAPSHOTTER
         for manifest in manifests:
             if manifest["mediaType"] not in MANIFESTS or not matches([platform], manifest.get("platform")):
                 continue
             (_, config), *layers = await children(self._content, namespace, manifest)
-            rootfs = (await document(self._content, namespace, config)).get("rootfs")
-            diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-            if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):
-                raise errdefs.InvalidArgument(
-                    f"number of layers and diffIDs don't match: {len(layers)}: invalid argument"
-                )
-            top = ""
-            for (_, layer), diff_id in zip(layers, map(str, diff_ids), strict=True):
-                top = await self._unpack_layer(namespace, snapshotter, layer, diff_id, top, lease)
-            label = f"containerd.io/gc.ref.snapshot.{snapshotter}"
-            if top:
-                await self._content.update(namespace, config["digest"], {label: top}, [f"labels.{label}"])
-
-    async def _unpack_layer(
-        self, namespace: str, snapshotter: str, layer: Descriptor, diff_id: str, parent: str, lease: str
-    ) -> str:
-        """The name of the committed snapshot that shows the layer on `parent` (OCI image-spec, config.md:
-        ChainID)."""
-        chain_id = diff_id
-        if parent:
-            chain_id = f"sha256:{hashlib.sha256(f'{parent} {diff_id}'.encode()).hexdigest()}"
-        with contextlib.suppress(errdefs.NotFound):
-            await self._snapshots.stat(namespace, snapshotter, chain_id)
-            await self._leases.add_resource(namespace, lease, f"snapshots/{snapshotter}", chain_id)
-            return chain_id
-        key = f"extract-{secrets.token_hex(8)} {chain_id}"
-        mounts = await self._snapshots.prepare(namespace, snapshotter, key, parent, lease=lease)
-        try:
-            applied = await self._differ.apply(namespace, layer["mediaType"], layer["digest"], mounts)
-            if applied.digest != diff_id:
-                raise errdefs.InvalidArgument(
-                    f"wrong diff id calculated on extraction {applied.digest} of {layer['digest']}: "
-                    "invalid argument"
-                )
-            await self._snapshots.commit(namespace, snapshotter, chain_id, key, lease=lease)
-        except BaseException as error:
-            with contextlib.suppress(errdefs.NotFound):
-                await self._snapshots.remove(namespace, snapshotter, key)
-            if not isinstance(error, errdefs.AlreadyExists):  # somebody else has just made it
-                raise
-        uncompressed = "containerd.io/uncompressed"
-        await self._content.update(
-            namespace, layer["digest"], {uncompressed: diff_id}, [f"labels.{uncompressed}"]
-        )
-        return chain_id
+            blobs = [blob for _, blob in layers]
+            await self._unpacker.unpack(namespace, wanted.snapshotter or SNAPSHOTTER, config, blobs, lease)
 
     async def _store(
         self, namespace: str, name: str, descriptor: Descriptor, store: ImageStore, lease: str
