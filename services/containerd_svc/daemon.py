@@ -118,7 +118,7 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         served: dict[str, ServiceBase] = {
             "version": VersionService(importlib.metadata.version("buoy"), "buoy"),
             "namespaces": NamespacesService(Namespaces(database, events)),
-            "containers": ContainersService(containers),
+            "containers": ContainersService(containers, images, content),
             "tasks": TasksService(tasks),
             "events": EventsService(events),
             "content": ContentService(content),

@@ -11,13 +11,18 @@ from pb.google.protobuf import Empty
 from containerd_svc import labels
 from containerd_svc.api.call import namespace
 from containerd_svc.containers import Container, Containers
+from containerd_svc.content import ContentStore
+from containerd_svc.image_labels import without_control_labels
+from containerd_svc.images import ImageStore
 
 
 class ContainersService(pb.ContainersBase):
     """The containers on the wire."""
 
-    def __init__(self, containers: Containers) -> None:
+    def __init__(self, containers: Containers, images: ImageStore, content: ContentStore) -> None:
         self._containers = containers
+        self._images = images
+        self._content = content
 
     async def get(self, message: pb.GetContainerRequest) -> pb.GetContainerResponse:
         found = await self._containers.get(namespace(), message.id)
@@ -32,7 +37,10 @@ class ContainersService(pb.ContainersBase):
             yield pb.ListContainerMessage(container=_message(container))
 
     async def create(self, message: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
-        made = await self._containers.create(namespace(), _container(message.container))
+        wanted = await without_control_labels(
+            self._images, self._content, namespace(), _container(message.container)
+        )
+        made = await self._containers.create(namespace(), wanted)
         return pb.CreateContainerResponse(container=_message(made))
 
     async def update(self, message: pb.UpdateContainerRequest) -> pb.UpdateContainerResponse:
