@@ -141,7 +141,7 @@ ENGINES = {
     "podman": Engine(_PODMAN, runtime_podman, _podman),
     "podman-systemd": Engine(_PODMAN, runtime_podman, partial(_podman, manager="systemd"), systemd=True),
     "podman-rootless": Engine(
-        (*_PODMAN, "newuidmap", "setpriv"), runtime_podman, partial(_podman, rootless=True), mapped=True
+        (*_PODMAN, "newuidmap", "pasta", "setpriv"), runtime_podman, partial(_podman, rootless=True), mapped=True
     ),
 }
 
