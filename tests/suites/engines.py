@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tests.suites import runtime_ctr, runtime_docker, runtime_podman
-from tests.suites.real_daemons import end, prepare, run, start_containerd
+from tests.suites.real_daemons import end, prepare, remove_groups, run, start_containerd
 from tests.suites.transcript import Transcript, until
 from tests.support.busybox import busybox_image_tar, busybox_rootfs_tar
 
@@ -141,7 +141,10 @@ ENGINES = {
     "podman": Engine(_PODMAN, runtime_podman, _podman),
     "podman-systemd": Engine(_PODMAN, runtime_podman, partial(_podman, manager="systemd"), systemd=True),
     "podman-rootless": Engine(
-        (*_PODMAN, "newuidmap", "pasta", "setpriv"), runtime_podman, partial(_podman, rootless=True), mapped=True
+        (*_PODMAN, "newuidmap", "pasta", "setpriv"),
+        runtime_podman,
+        partial(_podman, rootless=True),
+        mapped=True,
     ),
 }
 
@@ -200,6 +203,8 @@ def main(name: str, folder: str, *runtimes: str) -> None:
     finally:
         if engine.systemd:
             subprocess.run(["systemctl", "stop", f"{GROUP}.slice"], capture_output=True, check=False)
+            # systemd leaves those in hierarchies that it has no controller in, where runtimes make them.
+            remove_groups(f"{GROUP}.slice")
         else:
             end(GROUP)
 

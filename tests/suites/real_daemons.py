@@ -66,7 +66,7 @@ def end(*groups: str) -> None:
         while True:
             os.wait()
     for name in groups:
-        _remove_groups(name)
+        remove_groups(name)
 
 
 def _mount_hierarchies(view: Path) -> None:
@@ -93,7 +93,7 @@ def _mount_hierarchies(view: Path) -> None:
     run("mount", "--move", str(view), str(base))
 
 
-def _remove_groups(name: str) -> None:
+def remove_groups(name: str) -> None:
     """Remove the control groups `name` of every hierarchy; their processes have ended."""
     for folder in (*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")):
         for path, _, _ in os.walk(folder, topdown=False):

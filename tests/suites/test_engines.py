@@ -34,6 +34,7 @@ _ALIKE = (
     (r"\bruntime\d\b|(?<=/podman)\d\b|(?<=/podman)\d+(?= )", "N"),
     (r"(?m)^\d+(?=:)", "N"),  # /proc/self/cgroup
     (r"(?m)^.*resize pty.*\n?", ""),  # ctr's own race
+    (r"(?m)^sleep 0\.05 ?\n", ""),  # of a shell that sleeps most of the time, but not always
     ("\r", ""),
 )
 
