@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 
 import errdefs
 import pb.buoy.attach.v1 as attach
@@ -59,5 +60,7 @@ def warm(sockets: str) -> None:
         rehearse(sockets, LIVES)
     except (OSError, errdefs.BuoyError) as error:
         log.warning("no rehearsal, shims will need more memory: %s", error)
+    # Where imports are looked for: each runtime's child would free that, object by object, as it is sealed.
+    sys.path_importer_cache.clear()
     fill_gaps(_GAPS_OF_REHEARSALS)
     gc.freeze()
