@@ -28,6 +28,7 @@ M = TypeVar("M", bound=Message)
 
 _CONNECT = 2.0  # seconds for a connection to a shim
 _START = 15.0  # seconds until a new shim answers
+_LAST_WORDS = 0.02  # seconds for what a shim said before it died
 _DELETE = 20.0  # seconds for cleaning up behind a dead shim
 _RECONNECT = 0.1  # seconds between two tries while the process lives
 
@@ -48,6 +49,12 @@ class Shim:
     def _died(self) -> None:
         self._release()
         self.dead.set()
+        # Its last words may be on their way. A connection that stays open is held by something else.
+        self._loop.call_later(_LAST_WORDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if not self._client.closed:
+            self._client.abort()
 
     def _release(self) -> None:
         if self._pidfd >= 0:

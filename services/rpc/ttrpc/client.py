@@ -147,6 +147,10 @@ class Client:
         except Exception as error:  # the parser's failures have no common class
             raise errdefs.Internal(f"{service}/{method}: unreadable reply: {error}") from error
 
+    def abort(self) -> None:
+        """End the connection at once; calls under way fail with Unavailable."""
+        self._transport.abort()
+
     async def close(self) -> None:
         """End the connection; calls under way fail with Unavailable."""
         self._transport.close()
