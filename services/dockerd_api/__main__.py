@@ -63,7 +63,7 @@ def _configure_log(config: Config) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    for name in ("hpack", "grpclib", "asyncio"):
+    for name in ("hpack", "grpclib", "asyncio", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 

@@ -59,7 +59,27 @@ _OPTIONS: tuple[tuple[str, str, str, Any, str], ...] = (
     ("--dns-search", "dns-search", "list", (), "search domains"),
     ("--dns-opt", "dns-opts", "list", (), "resolver options"),
     ("--host-gateway-ip", "host-gateway-ip", "str", "", "address of host-gateway"),
+    (
+        "--insecure-registry",
+        "insecure-registries",
+        "list",
+        (),
+        "host or network to reach without checked TLS",
+    ),
+    ("--registry-mirror", "registry-mirrors", "list", (), "mirror of Docker Hub"),
+    (
+        "--registry-certs-dir",
+        "registry-certs-dir",
+        "str",
+        "/etc/docker/certs.d",
+        "certificates of registries",
+    ),
+    ("--http-proxy", "http-proxy", "str", "", "proxy for plain HTTP"),
+    ("--https-proxy", "https-proxy", "str", "", "proxy for HTTPS"),
+    ("--no-proxy", "no-proxy", "str", "", "hosts that are reached directly"),
 )
+# In the file these stand below "proxies".
+PROXIES = ("http-proxy", "https-proxy", "no-proxy")
 # Keys without a flag here, or whose form in the file is richer.
 _FILE_ONLY = {
     "runtimes": dict,
@@ -71,6 +91,7 @@ _FILE_ONLY = {
     "host-gateway-ips": list,
     "firewall-backend": str,
     "resolv-conf": str,
+    "per-registry-mirrors": dict,
 }
 
 
@@ -167,13 +188,15 @@ def _read(path: str, must_exist: bool) -> dict[str, Any]:
         raise errdefs.InvalidArgument(f"{wrong}invalid JSON: {error}") from None
     if not isinstance(document, dict):
         raise errdefs.InvalidArgument(f"{wrong}invalid JSON: not an object")
-    known = {key for _, key, _, _, _ in _OPTIONS} | set(_FILE_ONLY)
+    known = ({key for _, key, _, _, _ in _OPTIONS} | set(_FILE_ONLY) | {"proxies"}) - set(PROXIES)
     unknown = sorted(set(document) - known)
+    proxies = _typed("proxies", document.pop("proxies", {}), dict)
+    unknown += sorted(f"proxies.{key}" for key in set(proxies) - set(PROXIES))
     if unknown:
         raise errdefs.InvalidArgument(
             f"{wrong}the following directives don't match any configuration option: {', '.join(unknown)}"
         )
-    return document
+    return {**document, **proxies}
 
 
 def _no_conflicts(given: Mapping[str, Any], file: Mapping[str, Any], path: str) -> None:

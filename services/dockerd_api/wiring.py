@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import errdefs
 import uvicorn
@@ -35,6 +35,8 @@ from dockerd_api.engine.tokens import Tokens
 from dockerd_api.images import Images
 from dockerd_api.network.manager import Networks
 from dockerd_api.network.netns_helper import NetnsHelper
+from dockerd_api.registries import Asking, Registries
+from dockerd_api.registries.endpoints import Proxies
 from dockerd_api.replies.producers import Producers
 from dockerd_api.security import load_default_profile
 from dockerd_api.streams import attach
@@ -83,6 +85,7 @@ async def serve(config: Config, helper: NetnsHelper, passed: Mapping[str, Sequen
         app.state.engine, app.state.config, app.state.engine_id = engine, config, _engine_id(data_root)
         app.state.containers, app.state.execs = engine.containers, execs
         app.state.images, app.state.networks = engine.images, networks
+        _registries(app.state, config)
         app.state.events, app.state.streams = told, streams
 
         connections.recover(streams.holds)
@@ -172,6 +175,18 @@ async def _engine(
         (record.id, record.state.running) for record in records.all() if record.image_id == image_id
     ]
     return engine
+
+
+def _registries(state: Any, config: Config) -> None:
+    """What speaks to registries."""
+    registries = Registries(
+        insecure=config["insecure-registries"],
+        mirrors=config["registry-mirrors"],
+        per_registry=config["per-registry-mirrors"],
+        certs_dir=Path(config["registry-certs-dir"]),
+    )
+    asking = Asking(registries, Proxies.of({key: str(config[key]) for key in configuration.PROXIES}))
+    state.registries, state.asking = registries, asking
 
 
 async def _recover(engine: Engine, execs: Execs) -> bool:

@@ -31,11 +31,12 @@ DOCKERD_ROOMS: dict[str, set[str]] = {
     "security": set(),
     "network": set(),
     "streams": {"hijack"},
+    "registries": {"config"},
     "images": set(),
     "engine": {"images", "network", "security", "streams", "config"},
     "replies": {"engine", "streams"},
     "schemas": {"config", "engine"},
-    "routes": {"engine", "images", "network", "replies", "schemas", "streams", "hijack"},
+    "routes": {"engine", "images", "network", "registries", "replies", "schemas", "streams", "hijack"},
 }
 CONTAINERD_ROOMS: dict[str, set[str]] = {
     "snapshots": {"events", "filters", "labels", "leases", "namespaces", "syncfs"},

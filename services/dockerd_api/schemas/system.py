@@ -123,14 +123,14 @@ async def info(state: Any) -> dict[str, Any]:
         "OSType": "linux",
         "Architecture": facts.machine,
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": None,
+        "RegistryConfig": state.registries.document(),
         "NCPU": facts.processors,
         "MemTotal": facts.memory_bytes,
         "GenericResources": None,
         "DockerRootDir": str(config["data-root"]),
-        "HttpProxy": "",
-        "HttpsProxy": "",
-        "NoProxy": "",
+        "HttpProxy": _without_password(config["http-proxy"] or os.environ.get("HTTP_PROXY", "")),
+        "HttpsProxy": _without_password(config["https-proxy"] or os.environ.get("HTTPS_PROXY", "")),
+        "NoProxy": config["no-proxy"] or os.environ.get("NO_PROXY", ""),
         "Name": socket.gethostname(),
         "Labels": list(config["labels"]),
         "ExperimentalBuild": False,
@@ -159,6 +159,13 @@ async def info(state: Any) -> dict[str, Any]:
         },
         "Warnings": state.networks.warnings() or None,
     }
+
+
+def _without_password(proxy: str) -> str:
+    """The address of a proxy as anybody may see it."""
+    scheme, separator, rest = proxy.rpartition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}xxxxx:xxxxx@{host}" if at and user else proxy
 
 
 async def _image_count(state: Any) -> int:
