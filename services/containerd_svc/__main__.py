@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for library in ("grpclib", "asyncio", "hpack", "h2"):
+    for library in ("grpclib", "asyncio", "hpack", "h2", "httpx", "httpcore"):
         logging.getLogger(library).setLevel(logging.WARNING)
     if os.geteuid() != 0:
         print(
