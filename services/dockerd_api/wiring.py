@@ -33,6 +33,7 @@ from dockerd_api.engine.monitor import Monitor
 from dockerd_api.engine.tasks import Tasks
 from dockerd_api.engine.tokens import Tokens
 from dockerd_api.images import Images
+from dockerd_api.images.removal import User
 from dockerd_api.network.manager import Networks
 from dockerd_api.network.netns_helper import NetnsHelper
 from dockerd_api.registries import Asking, Registries
@@ -171,8 +172,15 @@ async def _engine(
     )
     engine.check_exit = lambda container_id: exits.check(engine, container_id)
     images.settled = engine.settled
-    images.in_use = lambda image_id: [
-        (record.id, record.state.running) for record in records.all() if record.image_id == image_id
+    images.containers = lambda: [
+        User(
+            record.id,
+            record.state.running,
+            record.image_id,
+            record.image_ref,
+            record.image_manifest.get("digest", ""),
+        )
+        for record in records.all()
     ]
     return engine
 
@@ -198,6 +206,7 @@ async def _recover(engine: Engine, execs: Execs) -> bool:
         await recovery.recover(engine)
         try:
             await engine.images.recover()
+            await recovery.adopt_image_ids(engine)
         except errdefs.BuoyError as error:
             log.warning("images are not recovered: %s", error)
 

@@ -23,6 +23,7 @@ from dockerd_api.engine import merge, mounts, names, older, options, validate
 from dockerd_api.engine.engine import Engine
 from dockerd_api.engine.model import Container, Phase, now_rfc3339
 from dockerd_api.engine.rootfs import Rootfs
+from dockerd_api.images import platforms
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,13 @@ async def create(
     wanted = check(engine, name, document, version)
     if not wanted.config["Image"]:
         raise errdefs.InvalidArgument("no command specified")
-    image = await engine.images.resolve(wanted.config["Image"])
-    _check_platform(platform, wanted.config["Image"], image)
+    asked = platforms.parse(platform) if platform else None
+    image = await engine.images.resolve(wanted.config["Image"], asked)
+    if asked is None and not platforms.runs_here(image.platform):
+        wanted.warnings.append(
+            f"The requested image's platform ({image.platform}) does not match the detected host "
+            f"platform ({platforms.host()}) and no specific platform was requested"
+        )
     image_config = image.config.get("config") or {}
     config = merge.merge(wanted.config, image_config)
     container_id = _new_id(engine)
@@ -70,6 +76,7 @@ async def create(
         networking=wanted.networking,
         image_id=image.id,
         image_ref=wanted.config["Image"],
+        image_manifest=image.manifest.descriptor.document() if image.manifest else {},
         log_path=_log_path(folder, container_id, host_config["LogConfig"]["Type"]),
         mounts=tuple(mount.document() for mount in planned if mount.listed),
         apparmor_profile=engine.security.apparmor_profile(host_config),
@@ -77,8 +84,9 @@ async def create(
     engine.store.reserve_name(record.name, container_id)
     async with AsyncExitStack() as undo:
         undo.callback(engine.store.release_name, record.name, container_id)
-        async with engine.tokens.hold(container_id):
-            await _make(engine, record, image, planned, undo, folder)
+        with engine.images.reserve(image):
+            async with engine.tokens.hold(container_id):
+                await _make(engine, record, image, planned, undo, folder)
         undo.pop_all()
     return container_id, wanted.warnings
 
@@ -166,25 +174,6 @@ async def _check_workdir(engine: Engine, record: Container) -> None:
     with Rootfs(await engine.images.snapshot_mounts(record.id)) as root:
         if root.kind(path) == "file":
             raise errdefs.Internal(f"Cannot mkdir: {path} is not a directory")
-
-
-def _check_platform(platform: str, ref: str, image: Any) -> None:
-    if not platform:
-        return
-    parts = platform.split("/")
-    words = ("linux", "amd64", "arm64", "arm", "386", "ppc64le", "s390x", "riscv64", "windows", "darwin")
-    if len(parts) > 3 or parts[0] not in words:
-        raise errdefs.InvalidArgument(
-            f'"{platform}": unknown operating system or architecture: invalid argument'
-        )
-    system, architecture = (parts[0], parts[1]) if len(parts) > 1 else ("linux", parts[0])
-    if len(parts) == 1 and parts[0] == "linux":
-        architecture = image.architecture
-    if (system, architecture) != (image.os, image.architecture):
-        raise errdefs.NotFound(
-            f"image with reference {ref} was found but does not match the specified platform: "
-            f"wanted {system}/{architecture}, actual: {image.os}/{image.architecture}"
-        )
 
 
 def _warn_of_image(

@@ -135,6 +135,8 @@ class Container:
     mount_label: str = ""
     process_label: str = ""
     apparmor_profile: str = ""
+    # The descriptor of the manifest that was chosen for its platform, as the API shows it.
+    image_manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tty(self) -> bool:

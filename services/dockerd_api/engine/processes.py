@@ -58,6 +58,5 @@ async def top(engine: Engine, ref: str, arguments: str) -> dict[str, Any]:
 
 async def sizes(engine: Engine, record: Container) -> tuple[int, int]:
     """Bytes that the container wrote, and bytes of its whole root."""
-    own: int = await engine.images.snapshot_usage(record.id)
-    image = await engine.images.resolve(record.image_id)
-    return own, own + int(image.size)
+    own, whole = await engine.images.snapshot_sizes(record.id)
+    return int(own), int(whole)

@@ -49,6 +49,19 @@ async def recover(engine: Engine) -> None:
         engine.spawn(_start_after_boot(engine))
 
 
+async def adopt_image_ids(engine: Engine) -> None:
+    """Containers of an earlier Buoy name their image by the digest of its config: give them today's id."""
+    images = await engine.images.successors([record.image_id for record in engine.store.all()])
+    for container_id in [record.id for record in engine.store.all() if record.image_id in images]:
+        async with engine.tokens.hold(container_id):
+            record = engine.store.get(container_id)
+            image = images.get(record.image_id) if record is not None else None
+            if record is not None and image is not None and image.manifest is not None:
+                document = image.manifest.descriptor.document()
+                renamed = dataclasses.replace(record, image_id=image.id, image_manifest=document)
+                await engine.store.put(renamed, durable=True)
+
+
 def needed(engine: Engine, record: Container) -> bool:
     """Is there anything to finish or undo?"""
     if record.state.phase in (Phase.CREATING, Phase.STARTING, Phase.REMOVING):

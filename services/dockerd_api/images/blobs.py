@@ -39,6 +39,19 @@ class Blobs:
             return False
         return True
 
+    async def all(self) -> dict[str, int]:
+        """Every blob's digest and size in bytes."""
+        request = pb.ListContentRequest()
+        return {info.digest: info.size async for block in self._content.list(request) for info in block.info}
+
+    async def remove(self, digest: str) -> bool:
+        """Remove a blob, whoever refers to it; whether it was there."""
+        try:
+            await self._content.delete(pb.DeleteContentRequest(digest=digest))
+        except errdefs.NotFound:
+            return False
+        return True
+
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:
         """Add labels to a blob that is there. Raises NotFound."""
         await self._content.update(

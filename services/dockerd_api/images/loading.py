@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import json
 import platform
 import secrets
@@ -19,13 +18,13 @@ from typing import Any
 import errdefs
 from linux.crashpoints import crashpoint
 from pb.containerd.services.leases import v1 as pb
-from pb.containerd.types import Descriptor
 from rpc.grpc import Channel
 
 from dockerd_api.images.archive import ArchivedImage, ArchivedLayer
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog
-from dockerd_api.images.model import DANGLING, LAYER_SIZES, Image, Layer, chain_ids
+from dockerd_api.images.documents import Descriptor
+from dockerd_api.images.model import Image, Layer, chain_ids
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Spool, compression, decompressed, peeked
 from dockerd_api.images.unpack import SNAPSHOTTER, Trees
@@ -77,15 +76,17 @@ class Loader:
                 for number, layer in enumerate(image.layers)
             ]
             crashpoint("images.blobs-stored")
-            sizes = await self._trees.unpack(layers, lease)
+            await self._trees.unpack(layers, lease)
             target = await self._store_documents(image.config, image.manifest, layers, lease)
             crashpoint("images.unpacked")
-            labels = {LAYER_SIZES: ",".join(map(str, sizes))}
-            lines = [line for tag in image.tags for line in await self.point(tag, image.id, target, labels)]
+            for tag in image.tags:
+                await self.point(tag, target)
             if not image.tags:
-                await self._keep_unnamed(image.id, target, labels)
-        await self._publish("image", "load", image.id, {"name": image.id})
-        return lines
+                await self._catalog.put_dangling(target, {})
+        await self._publish("image", "load", target.digest, {"name": target.digest})
+        if not image.tags:
+            return [f"Loaded image ID: {target.digest}\n"]
+        return [f"Loaded image: {tag.familiar}\n" for tag in image.tags]
 
     async def import_tree(
         self,
@@ -104,8 +105,8 @@ class Loader:
                 whole, kind = decompressed(whole, kind), ""
             digest, size = await self._blobs.write(whole, ref=f"{lease}-layer", lease=lease)
             media_type = _LAYER + _KEPT_COMPRESSIONS[kind]
-            blob = Descriptor(media_type=media_type, digest=digest, size=size)
-            diff_id, files = await self._trees.unpack_unknown(blob, lease)
+            blob = Descriptor(media_type, digest, size).message()
+            diff_id, _ = await self._trees.unpack_unknown(blob, lease)
             layer = Layer(media_type, digest, size, diff_id)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
             created = now.replace("+00:00", "Z")
@@ -119,15 +120,13 @@ class Loader:
                 "rootfs": {"type": "layers", "diff_ids": [diff_id]},
             }
             data_ = json.dumps(document, separators=(",", ":")).encode()
-            image_id = f"sha256:{hashlib.sha256(data_).hexdigest()}"
             target = await self._store_documents(data_, b"", [layer], lease)
-            labels = {LAYER_SIZES: str(files)}
             if tag is None:
-                await self._keep_unnamed(image_id, target, labels)
+                await self._catalog.put_dangling(target, {})
             else:
-                await self.point(tag, image_id, target, labels)
-        await self._publish("image", "import", image_id, {"name": image_id})
-        return image_id
+                await self.point(tag, target)
+        await self._publish("image", "import", target.digest, {"name": target.digest})
+        return target.digest
 
     async def unpack_again(self, image: Image) -> None:
         """Have the snapshots of an image whose layers are in the content store but not, or no longer,
@@ -136,38 +135,10 @@ class Loader:
         async with self._lease() as lease:
             await self._trees.unpack(image.layers, lease)
 
-    async def keep(self, image: Image, without: str) -> None:
-        """Before the name `without` goes away: keep the image under the name of those that have none, when it
-        is the last.
-        """
-        if [name for name in image.names if name != without]:
-            return
-        record = await self._catalog.record(without)
-        if record is not None and record.target is not None:
-            await self._catalog.put(f"{DANGLING}{image.id}", record.target, record.labels)
-
-    async def point(
-        self, tag: Reference, image_id: str, target: Descriptor, labels: Mapping[str, str]
-    ) -> list[str]:
+    async def point(self, tag: Reference, target: Descriptor) -> None:
         """Let the name point at the image; one that loses its last name stays, unnamed."""
-        lines = []
-        name = str(tag)
-        for image in (await self._catalog.all()).values():
-            if name in image.names and image.id != image_id:
-                lines.append(
-                    f"The image {tag.familiar} already exists, "
-                    f"renaming the old one with ID {image.id} to empty string\n"
-                )
-                await self.keep(image, name)
-        await self._catalog.put(name, target, labels)
+        await self._catalog.put(str(tag), target, {})
         crashpoint("images.named")
-        await self._catalog.remove(f"{DANGLING}{image_id}")
-        return [*lines, f"Loaded image: {tag.familiar}\n"]
-
-    async def _keep_unnamed(self, image_id: str, target: Descriptor, labels: Mapping[str, str]) -> None:
-        known = (await self._catalog.all()).get(image_id)
-        if known is None or all(name.startswith(DANGLING) for name in known.names):
-            await self._catalog.put(f"{DANGLING}{image_id}", target, labels)
 
     async def _store_layer(self, spool: Spool, number: int, layer: ArchivedLayer, lease: str) -> Layer:
         head = spool.read(layer.piece, layer.piece.size, "") if layer.piece.size < 6 else b""
@@ -207,7 +178,7 @@ class Loader:
             manifest, ref=f"{lease}-manifest", lease=lease, labels=references
         )
         media_type = json.loads(manifest).get("mediaType") or _MANIFEST
-        return Descriptor(media_type=media_type, digest=digest, size=len(manifest))
+        return Descriptor(media_type, digest, len(manifest))
 
     @contextlib.asynccontextmanager
     async def _lease(self) -> AsyncIterator[str]:

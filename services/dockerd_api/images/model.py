@@ -1,17 +1,19 @@
-"""What an image is, once its manifest and config have been read."""
+"""What an image is: the target of image records, and below it the manifest that this machine runs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-# Labels on our image records in containerd: bytes of the files that each layer brings, in order,
-# comma-separated.
-LAYER_SIZES = "dev.buoy.layer-sizes"
+from dockerd_api.images.documents import Descriptor
+from dockerd_api.images.platforms import Platform
+
 # An image without a name keeps a record of this name, so that its blobs are held.
 DANGLING = "moby-dangling@"
+# Label of a record: the image that the classic builder made this one from.
+PARENT = "org.mobyproject.image.parent"
 
 
 @dataclass(frozen=True)
@@ -25,27 +27,73 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Image:
-    """One image; `id` is the digest of its config, `chain_id` names the snapshot of all its layers (empty for
-    none).
+class Manifest:
+    """The image of one platform, its config read."""
 
-    `size` is the bytes of all files in its layers; `tagged_at` seconds since 1970 (0: never).
+    descriptor: Descriptor
+    config_descriptor: Descriptor
+    config: Mapping[str, Any]
+    layers: tuple[Layer, ...]
+    platform: Platform
+
+    @property
+    def chains(self) -> list[str]:
+        """The names of its snapshots, the lowest first."""
+        return chain_ids([layer.diff_id for layer in self.layers])
+
+
+@dataclass(frozen=True)
+class Image:
+    """All records with one target. `id` is the target's digest.
+
+    `names` are the records' in containerd, `repo_tags` and `repo_digests` as Docker shows them. `manifest` is
+    the one for this machine or for the platform that was asked for; None when it is not here, and then the
+    properties that come from it are empty. Times are seconds since 1970, 0: never.
     """
 
-    id: str
-    manifest_digest: str
-    repo_tags: tuple[str, ...]
-    repo_digests: tuple[str, ...]
-    config: Mapping[str, Any]
-    chain_id: str
-    size: int
-    created: str
-    architecture: str
-    os: str
-    layers: tuple[Layer, ...] = ()
-    layer_sizes: tuple[int, ...] = ()
+    target: Descriptor
     names: tuple[str, ...] = ()
+    repo_tags: tuple[str, ...] = ()
+    repo_digests: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    created_at: float = 0.0
     tagged_at: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.target.digest
+
+    @property
+    def platform(self) -> Platform:
+        """The manifest's."""
+        return self.manifest.platform if self.manifest else Platform()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.manifest.config if self.manifest else {}
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.manifest.layers if self.manifest else ()
+
+    @property
+    def chain_id(self) -> str:
+        """The snapshot of all layers; empty for none."""
+        chains = self.manifest.chains if self.manifest else []
+        return chains[-1] if chains else ""
+
+    @property
+    def created(self) -> str:
+        return str(self.config.get("created") or "")
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.get("architecture") or "")
+
+    @property
+    def os(self) -> str:
+        return str(self.config.get("os") or ("linux" if self.manifest else ""))
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:

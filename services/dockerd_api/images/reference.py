@@ -64,6 +64,14 @@ class Reference:
             return self
         return Reference(self.domain, self.path, "latest")
 
+    def with_digest(self, digest: str) -> Reference:
+        """The repository at this digest, without the tag."""
+        return Reference(self.domain, self.path, "", digest)
+
+    def without_digest(self) -> Reference:
+        """The repository with its tag alone."""
+        return Reference(self.domain, self.path, self.tag)
+
     def _suffix(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
 

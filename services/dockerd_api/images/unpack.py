@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import errdefs
 from pb.containerd.services.diff import v1 as diff
@@ -36,6 +36,8 @@ class Trees:
         self._leases = leases.LeasesStub(channel)
         # What Prepare has answered: the mounts of a snapshot are the same as long as there is one.
         self._mounts: dict[str, list[Mount]] = {}
+        # Bytes on disk of committed snapshots, which do not change.
+        self._committed: dict[str, int] = {}
 
     async def unpack(self, layers: Sequence[Layer], lease: str) -> list[int]:
         """Have a committed snapshot for every layer; the bytes of files of each. What is there is not
@@ -101,6 +103,42 @@ class Trees:
         """Bytes that the snapshot itself takes on disk. Raises NotFound."""
         answer = await self._snapshots.usage(pb.UsageRequest(snapshotter=SNAPSHOTTER, key=key), timeout=60.0)
         return answer.size
+
+    async def sizes(self, chains: Iterable[str]) -> dict[str, int]:
+        """Bytes on disk of those of the committed snapshots that are there."""
+        wanted = set(chains)
+        if not wanted:
+            return {}
+        request = pb.ListSnapshotsRequest(snapshotter=SNAPSHOTTER)
+        present = {info.name async for block in self._snapshots.list(request) for info in block.info}
+        for chain in [chain for chain in self._committed if chain not in present]:
+            del self._committed[chain]  # what comes again under the name is counted again
+        for chain in wanted & present - self._committed.keys():
+            with contextlib.suppress(errdefs.NotFound):
+                self._committed[chain] = await self.usage(chain)
+        return {chain: self._committed[chain] for chain in wanted if chain in self._committed}
+
+    async def whole_usage(self, key: str) -> tuple[int, int]:
+        """Bytes on disk of the snapshot itself, and together with all that it stands on. Raises NotFound."""
+        own = await self.usage(key)
+        chains = []
+        info = await self._stat(key)
+        while info is not None and info.parent:
+            chains.append(info.parent)
+            info = await self._stat(info.parent)
+        return own, own + sum((await self.sizes(chains)).values())
+
+    async def total_usage(self) -> int:
+        """Bytes on disk of all snapshots."""
+        request = pb.ListSnapshotsRequest(snapshotter=SNAPSHOTTER)
+        infos = [info async for block in self._snapshots.list(request) for info in block.info]
+        committed = await self.sizes(info.name for info in infos if info.kind == pb.Kind.COMMITTED)
+        total = sum(committed.values())
+        for info in infos:
+            if info.kind != pb.Kind.COMMITTED:
+                with contextlib.suppress(errdefs.NotFound):
+                    total += await self.usage(info.name)
+        return total
 
     async def remove_unfinished(self) -> None:
         """Remove what a process that died was unpacking."""

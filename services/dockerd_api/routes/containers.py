@@ -45,9 +45,13 @@ async def list_(request: Request) -> Response:
     if bodies.flag(query, "size"):
         sizes = await asyncio.gather(*(processes.sizes(engine, record) for record in found))
     now = datetime.now(UTC)
-    return JSONResponse(
-        [containers.summary(record, now=now, size=size) for record, size in zip(found, sizes, strict=True)]
-    )
+    documents = [
+        containers.summary(record, now=now, size=size) for record, size in zip(found, sizes, strict=True)
+    ]
+    if bodies.api_version(request) >= (1, 48):
+        for record, document in zip(found, documents, strict=True):
+            document |= containers.image_manifest(record)
+    return JSONResponse(documents)
 
 
 @router.get("/{name}/json")
@@ -57,6 +61,8 @@ async def inspect(name: str, request: Request) -> Response:
     document = containers.inspect(record, engine.folder(record.id), engine.store.execs_of(record.id))
     if bodies.flag(request.query_params, "size"):
         document["SizeRw"], document["SizeRootFs"] = await processes.sizes(engine, record)
+    if bodies.api_version(request) >= (1, 48):
+        document |= containers.image_manifest(record)
     return JSONResponse(document)
 
 

@@ -1,4 +1,4 @@
-"""/images: load, import, list, inspect, history, tag, remove."""
+"""/images: load, import, list, inspect, history, tag, remove, prune."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import errdefs
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from dockerd_api.images import Images, listing, reference
+from dockerd_api.images import Images, filters, platforms, reference
+from dockerd_api.images.platforms import Platform
+from dockerd_api.images.queries import Detail
 from dockerd_api.schemas.bodies import api_version
 
 router = APIRouter()
@@ -24,17 +26,26 @@ async def list_images(request: Request) -> Response:
     """Every image, filtered."""
     query = request.query_params
     version = api_version(request)
-    filters = dict(listing.parse_filters(query.get("filters", "")))
-    if version < (1, 25) and "reference" not in filters and query.get("filter"):
-        filters["reference"] = [query["filter"]]
-    shared_size = version >= (1, 42) and _true(request, "shared-size")
-    entries = await _images(request).list(filters, all_=_true(request, "all"), shared_size=shared_size)
-    for entry in entries:
-        if version < (1, 43) and not entry["RepoTags"] and not entry["RepoDigests"]:
-            entry |= {"RepoTags": ["<none>:<none>"], "RepoDigests": ["<none>@<none>"]}
-        if version < (1, 44):
-            entry["VirtualSize"] = entry["Size"]
-    return JSONResponse(entries)
+    wanted = dict(filters.parse(query.get("filters", "")))
+    if version < (1, 41) and query.get("filter"):
+        wanted["reference"] = [*wanted.get("reference", ()), query["filter"]]
+    detail = Detail(
+        shared_size=version >= (1, 42) and _true(request, "shared-size"),
+        manifests=version >= (1, 47) and _true(request, "manifests"),
+    )
+    entries = await _images(request).queries.entries(wanted, all_=_true(request, "all"), detail=detail)
+    return JSONResponse([entry_for(entry, version) for entry in entries])
+
+
+def entry_for(entry: dict[str, Any], version: tuple[int, int]) -> dict[str, Any]:
+    """An image of a list as that version of the API has it."""
+    if version < (1, 43) and not entry["RepoTags"] and not entry["RepoDigests"]:
+        entry |= {"RepoTags": ["<none>:<none>"], "RepoDigests": ["<none>@<none>"]}
+    if version < (1, 44):
+        entry["VirtualSize"] = entry["Size"]
+    if version < (1, 48):
+        del entry["Descriptor"]
+    return entry
 
 
 @router.post("/images/load")
@@ -78,17 +89,29 @@ async def create(request: Request) -> Response:
 async def inspect(request: Request, name: str) -> Response:
     """One image."""
     version = api_version(request)
-    if version >= (1, 48) and _true(request, "manifests") and request.query_params.get("platform"):
+    manifests = version >= (1, 48) and _true(request, "manifests")
+    platform = _platform(request) if version >= (1, 49) else None
+    if manifests and platform is not None:
         raise errdefs.InvalidArgument(
             "conflicting options: manifests and platform options cannot both be set"
         )
-    return JSONResponse(await _images(request).inspect(name, version))
+    queries = _images(request).queries
+    return JSONResponse(await queries.inspect(name, version, platform=platform, manifests=manifests))
 
 
 @router.get("/images/{name:path}/history")
 async def history(request: Request, name: str) -> Response:
     """The steps that made an image."""
-    return JSONResponse(await _images(request).history(name))
+    platform = _platform(request) if api_version(request) >= (1, 48) else None
+    return JSONResponse(await _images(request).queries.history(name, platform))
+
+
+@router.post("/images/prune")
+async def prune(request: Request) -> Response:
+    """Remove images that nobody uses."""
+    wanted = filters.parse(request.query_params.get("filters", ""), filters.PRUNE)
+    deleted, freed = await _images(request).prune(wanted)
+    return JSONResponse({"ImagesDeleted": deleted or None, "SpaceReclaimed": freed})
 
 
 @router.post("/images/{name:path}/tag")
@@ -104,14 +127,23 @@ async def remove(request: Request, name: str) -> Response:
     """Remove a name, or an image."""
     if not name.strip():
         raise errdefs.InvalidArgument("image name cannot be blank")
+    wanted = request.query_params.getlist("platforms") if api_version(request) >= (1, 50) else ()
     records = await _images(request).remove(
-        name, force=_true(request, "force"), prune=not _true(request, "noprune")
+        name,
+        force=_true(request, "force"),
+        prune=not _true(request, "noprune"),
+        platforms=[platforms.decode(text) for text in wanted],
     )
     return JSONResponse(records)
 
 
 def _images(request: Request) -> Images:
     return cast(Images, request.app.state.images)
+
+
+def _platform(request: Request) -> Platform | None:
+    text = request.query_params.get("platform", "")
+    return platforms.decode(text) if text else None
 
 
 def _true(request: Request, key: str) -> bool:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
 import errdefs
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from dockerd_api.schemas import system
+from dockerd_api.engine import processes
+from dockerd_api.engine.engine import Engine
+from dockerd_api.engine.model import Container
+from dockerd_api.routes.images import entry_for
+from dockerd_api.schemas import bodies, containers, system
 
 router = APIRouter()
 
@@ -42,6 +50,50 @@ async def info(request: Request) -> Response:
     return JSONResponse(await system.info(request.app.state))
 
 
+_KINDS = {"container": "Containers", "image": "Images", "volume": "Volumes", "build-cache": "BuildCache"}
+
+
+@router.get("/system/df")
+async def disk_usage(request: Request) -> Response:
+    """What takes the disk, of all kinds or of those that `type` names."""
+    version = bodies.api_version(request)
+    kinds = request.query_params.getlist("type") if version >= (1, 42) else []
+    for kind in kinds:
+        if kind not in _KINDS:
+            raise errdefs.InvalidArgument(f"unknown object type: {kind}")
+    kinds = kinds or list(_KINDS)
+    # There are no volumes and no builder yet, so nothing takes disk for them.
+    answer: dict[str, Any] = {
+        "LayersSize": 0,
+        **{name: [] if kind in kinds else None for kind, name in _KINDS.items()},
+    }
+    if "image" in kinds:
+        entries, answer["LayersSize"] = await request.app.state.images.queries.disk_usage()
+        answer["Images"] = [entry_for(entry, version) for entry in entries]
+    if "container" in kinds:
+        answer["Containers"] = await _container_usage(request.app.state.engine)
+    if version < (1, 42):
+        answer["BuilderSize"] = 0
+    return JSONResponse(answer)
+
+
+async def _container_usage(engine: Engine) -> list[dict[str, Any]]:
+    async def size(record: Container) -> tuple[int, int] | None:
+        try:
+            return await processes.sizes(engine, record)
+        except errdefs.NotFound:  # it goes, or is being made
+            return None
+
+    found = list(engine.store.all())
+    sizes = await asyncio.gather(*(size(record) for record in found))
+    now = datetime.now(UTC)
+    return [
+        containers.summary(record, now=now, size=own)
+        for record, own in zip(found, sizes, strict=True)
+        if own is not None
+    ]
+
+
 _NOT_BUILT = (
     ("volumes", "volumes are"),
     ("plugins", "plugins are"),
@@ -55,7 +107,6 @@ _NOT_BUILT = (
     ("tasks", "swarm mode is"),
     ("secrets", "swarm mode is"),
     ("configs", "swarm mode is"),
-    ("system/df", "disk usage is"),
 )
 _NOT_BUILT_OF_CONTAINERS = (
     ("stats", "statistics are"),

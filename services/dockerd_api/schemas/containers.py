@@ -57,6 +57,13 @@ def inspect(record: Container, folder: Path, execs: Sequence[Exec]) -> dict[str,
     }
 
 
+def image_manifest(record: Container) -> dict[str, Any]:
+    """The descriptor of the manifest that it was made from, as the API has it from 1.48 on; empty where it is
+    not known.
+    """
+    return {"ImageManifestDescriptor": record.image_manifest} if record.image_manifest else {}
+
+
 _LEFT_OUT_WHEN_EMPTY = (
     "MacAddress",
     "StopSignal",

@@ -169,7 +169,7 @@ def _without_password(proxy: str) -> str:
 
 
 async def _image_count(state: Any) -> int:
-    return len(await state.images.list({}))
+    return int(await state.images.count())
 
 
 def _sysctl(name: str) -> str:

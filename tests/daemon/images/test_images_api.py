@@ -20,22 +20,25 @@ def message(answer: httpx.Response) -> tuple[int, str]:
 
 
 def test_load_list_remove(engine: Engine) -> None:
-    image_id, archive = saved_image(["img:1"], [{"f": b"12345"}])
+    _, archive = saved_image(["img:1"], [{"f": b"12345"}])
     with engine.http() as http:
         answer = http.post("/v1.45/images/load", content=archive)
         assert (answer.status_code, answer.json()) == (200, {"stream": "Loaded image: img:1\n"})
         filters = json.dumps({"reference": ["img"]})
         [entry] = http.get("/v1.45/images/json", params={"filters": filters}).json()
-        assert (entry["Id"], entry["RepoTags"], entry["Size"]) == (image_id, ["img:1"], 5)
+        image_id, size = entry["Id"], entry["Size"]
+        assert (entry["RepoTags"], entry["RepoDigests"]) == (["img:1"], [f"img@{image_id}"])
         assert "VirtualSize" not in entry
         [entry] = http.get("/v1.43/images/json", params={"filters": filters}).json()
-        assert entry["VirtualSize"] == 5
+        assert entry["VirtualSize"] == size
         assert http.get(f"/images/{image_id}/json").json()["RepoTags"] == ["img:1"]
         assert http.post("/images/img:1/tag", params={"repo": "x.io/y", "tag": "2"}).status_code == 201
         assert http.get("/images/x.io/y:2/history").json()[0:1] == []
         assert http.delete("/images/x.io/y:2").json() == [{"Untagged": "x.io/y:2"}]
+        [usage] = [image for image in http.get("/system/df").json()["Images"] if image["Id"] == image_id]
+        assert (usage["Containers"], usage["SharedSize"]) == (0, 0)
         gone = http.delete("/images/img:1").json()
-        assert gone[:2] == [{"Untagged": "img:1"}, {"Deleted": image_id}]
+        assert gone == [{"Untagged": "img:1"}, {"Deleted": image_id}]
         assert message(http.get("/images/img:1/json")) == (404, "No such image: img:1")
 
 

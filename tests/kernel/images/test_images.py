@@ -13,6 +13,7 @@ from typing import Any
 import errdefs
 import pytest
 from dockerd_api.images import Images
+from dockerd_api.images.removal import User
 
 from tests.support.archives import chunks, saved_image, tar
 from tests.support.stores import Stores, serve_stores
@@ -43,7 +44,12 @@ class Engine:
         return [line async for line in self.images.load(chunks(archive))]
 
     async def tags(self) -> list[list[str]]:
-        return sorted(entry["RepoTags"] for entry in await self.images.list({}))
+        return sorted(entry["RepoTags"] for entry in await self.images.queries.entries({}))
+
+    async def id(self, ref: str) -> str:
+        """The digest of the record's target, asked of the store itself."""
+        record = await self.stores.images.get("moby", f"docker.io/library/{ref}")
+        return record.target.digest
 
     async def left(self) -> set[str]:
         """Blobs, snapshots, ingests and leases that exist."""
@@ -65,8 +71,9 @@ async def engine(stores: Stores) -> AsyncIterator[Engine]:
 
 
 async def test_load_and_resolve(engine: Engine) -> None:
-    image_id, archive = saved_image(["a:1", "x.io/b:2"], [{"f": b"12345"}, {"g": b"678"}])
+    config_digest, archive = saved_image(["a:1", "x.io/b:2"], [{"f": b"12345"}, {"g": b"678"}])
     assert await engine.load(archive) == ["Loaded image: a:1\n", "Loaded image: x.io/b:2\n"]
+    image_id = await engine.id("a:1")
     for ref in (
         "a:1",
         "docker.io/library/a:1",
@@ -78,9 +85,21 @@ async def test_load_and_resolve(engine: Engine) -> None:
     ):
         assert (await engine.images.resolve(ref)).id == image_id
     image = await engine.images.resolve("a:1")
-    assert (image.size, len(image.layers), image.config["config"]["Cmd"]) == (8, 2, ["sh"])
-    [entry] = await engine.images.list({})
-    assert (entry["RepoTags"], entry["Size"], entry["Created"]) == (["a:1", "x.io/b:2"], 8, 1704067200)
+    assert (len(image.layers), image.config["config"]["Cmd"]) == (2, ["sh"])
+    with pytest.raises(errdefs.NotFound):
+        await engine.images.resolve(config_digest)
+    [entry] = await engine.images.queries.entries({})
+    assert (entry["Id"], entry["RepoTags"], entry["Created"]) == (
+        image_id, ["a:1", "x.io/b:2"], 1704067200,
+    )  # fmt: skip
+    assert entry["RepoDigests"] == [f"a@{image_id}", f"x.io/b@{image_id}"]
+    # What its blobs and its snapshots take.
+    blobs = sum([blob.size for blob in await engine.stores.content.list("moby")])
+    names = [info.name for info in await engine.stores.snapshots.list("moby", "overlayfs")]
+    usages = [await engine.stores.snapshots.usage("moby", "overlayfs", name) for name in names]
+    assert entry["Size"] == blobs + sum(usage.size for usage in usages)
+    shown = await engine.images.queries.inspect("a:1", (1, 50))
+    assert (shown["Size"], shown["Descriptor"]["digest"]) == (blobs, image_id)
     before = await engine.left()
     assert await engine.load(gzip.compress(archive)) == ["Loaded image: a:1\n", "Loaded image: x.io/b:2\n"]
     assert await engine.left() == before
@@ -98,7 +117,7 @@ async def test_load_and_resolve(engine: Engine) -> None:
     ],
 )
 async def test_not_found(ref: str, message: str, engine: Engine) -> None:
-    for call in (engine.images.resolve, engine.images.history, engine.images.remove):
+    for call in (engine.images.resolve, engine.images.queries.history, engine.images.remove):
         with pytest.raises(errdefs.NotFound) as caught:
             await call(ref)
         assert caught.value.message == message
@@ -107,9 +126,9 @@ async def test_not_found(ref: str, message: str, engine: Engine) -> None:
 async def test_ambiguous_ids(engine: Engine) -> None:
     ids = []
     for number in range(20):  # twenty ids cannot have twenty first digits
-        image_id, archive = saved_image([f"a:{number}"], [], author=str(number))
-        ids.append(image_id)
+        _, archive = saved_image([f"a:{number}"], [], author=str(number))
         await engine.load(archive)
+        ids.append(await engine.id(f"a:{number}"))
     digits = [image_id[7] for image_id in ids]
     twice = next(digit for digit in digits if digits.count(digit) > 1)
     with pytest.raises(errdefs.NotFound):
@@ -118,13 +137,12 @@ async def test_ambiguous_ids(engine: Engine) -> None:
 
 
 async def test_a_name_that_moves(engine: Engine) -> None:
-    old, first = saved_image(["a:1"], [{"f": b"1"}])
-    new, second = saved_image(["a:1"], [{"f": b"2"}])
+    _, first = saved_image(["a:1"], [{"f": b"1"}])
+    _, second = saved_image(["a:1"], [{"f": b"2"}])
     await engine.load(first)
-    assert await engine.load(second) == [
-        f"The image a:1 already exists, renaming the old one with ID {old} to empty string\n",
-        "Loaded image: a:1\n",
-    ]
+    old = await engine.id("a:1")
+    assert await engine.load(second) == ["Loaded image: a:1\n"]
+    new = await engine.id("a:1")
     assert await engine.tags() == [[], ["a:1"]]
     assert (await engine.images.resolve(old)).repo_tags == ()
     assert (await engine.images.resolve("a:1")).id == new
@@ -137,44 +155,45 @@ async def test_a_name_that_moves(engine: Engine) -> None:
 
 
 async def test_removal(engine: Engine) -> None:
-    image_id, archive = saved_image(["a:1", "b:2"], [{"f": b"1"}, {"g": b"2"}])
-    other, shares = saved_image(["c:3"], [{"f": b"1"}])
+    _, archive = saved_image(["a:1", "b:2"], [{"f": b"1"}, {"g": b"2"}])
+    _, shares = saved_image(["c:3"], [{"f": b"1"}])
     await engine.load(archive)
     await engine.load(shares)
-    image, short = await engine.images.resolve(image_id), image_id[7:19]
+    image_id, other = await engine.id("a:1"), await engine.id("c:3")
+    short = image_id[7:19]
     with pytest.raises(errdefs.Conflict, match=r"\(must be forced\) - image is referenced in multiple rep"):
         await engine.images.remove(short)
     assert await engine.images.remove("a:1") == [{"Untagged": "a:1"}]
-    engine.images.in_use = lambda wanted: [("c" * 64, False)] if wanted == image_id else []
+    engine.images.containers = lambda: [User("c" * 64, False, image_id)]
     with pytest.raises(errdefs.Conflict) as caught:
         await engine.images.remove("b:2")
     assert caught.value.message == (
-        'conflict: unable to remove repository reference "b:2" (must force) - container cccccccccccc '
+        "conflict: unable to delete b:2 (must be forced) - container cccccccccccc "
         f"is using its referenced image {short}"
     )
     with pytest.raises(errdefs.Conflict, match="being used by stopped container cccccccccccc"):
         await engine.images.remove(short)
-    engine.images.in_use = lambda wanted: [("c" * 64, True)] if wanted == image_id else []
+    engine.images.containers = lambda: [User("c" * 64, True, image_id)]
     with pytest.raises(errdefs.Conflict, match=r"\(cannot be forced\) - image is being used by running"):
         await engine.images.remove(short, force=True)
-    engine.images.in_use = lambda wanted: []
+    # By force the name goes, and the image stays without one.
+    assert await engine.images.remove("b:2", force=True) == [{"Untagged": "b:2"}]
+    assert await engine.tags() == [[], ["c:3"]]
+    engine.images.containers = list
     # The lower layer is the other image's too.
-    assert await engine.images.remove("b:2") == [
-        {"Untagged": "b:2"},
-        {"Deleted": image_id},
-        {"Deleted": image.chain_id},
-    ]
+    assert await engine.images.remove(short) == [{"Deleted": image_id}]
     await engine.images.remove(other, force=True)
     assert await engine.left() == set()
     assert [action for action, _ in engine.events if action != "load"] == [
-        "untag", "untag", "delete", "untag", "delete",
+"untag", "untag", "delete", "untag", "delete",
     ]  # fmt: skip
 
 
 async def test_a_container_outlives_its_image(engine: Engine) -> None:
-    image_id, archive = saved_image(["a:1"], [{"f": b"1"}])
+    _, archive = saved_image(["a:1"], [{"f": b"1"}])
     await engine.load(archive)
     image = await engine.images.resolve("a:1")
+    image_id = image.id
     await engine.images.prepare_snapshot("container", image)
     await engine.images.prepare_snapshot("container", image)  # asked again, since an answer was lost
     assert await engine.images.remove("a:1", force=True) == [{"Untagged": "a:1"}, {"Deleted": image_id}]
@@ -235,11 +254,11 @@ async def test_import(squeeze: Any, engine: Engine) -> None:
         instructions=['CMD ["x"]', "ENV A=b"],
         message="Imported from -",
     )
-    shown = await engine.images.inspect("imp:v1", (1, 45))
-    assert (shown["Id"], shown["Size"], shown["Comment"]) == (image_id, 7, "Imported from -")
+    shown = await engine.images.queries.inspect("imp:v1", (1, 45))
+    assert (shown["Id"], shown["Comment"]) == (image_id, "Imported from -")
     assert (shown["Config"]["Cmd"], shown["Config"]["Env"]) == (["x"], ["A=b"])
-    [step] = await engine.images.history("imp:v1")
-    assert (step["Comment"], step["Size"]) == ("Imported from -", 7)
+    [step] = await engine.images.queries.history("imp:v1")
+    assert (step["Comment"], step["Id"]) == ("Imported from -", image_id)
     unnamed = await engine.images.import_(chunks(tar({"y": b"1"})))
     assert await engine.tags() == [[], ["imp:v1"]]
     await engine.images.remove(unnamed[7:])
@@ -274,3 +293,40 @@ async def test_a_client_that_goes_away(engine: Engine) -> None:
     with pytest.raises(Gone):
         await anext(engine.images.load(broken()))
     assert await engine.left() == set()
+
+
+async def test_prune(engine: Engine) -> None:
+    for number, tag in enumerate(["a:1", "a:1", "b:2", "c:3"]):
+        _, archive = saved_image([tag], [{"f": bytes([number]) * 9000}])
+        await engine.load(archive)
+    engine.images.containers = lambda: [User("c" * 64, False, used, "c:3")]
+    used = await engine.id("c:3")
+    before = await engine.stores.content.list("moby")
+    [unnamed] = [entry for entry in await engine.images.queries.entries({}) if not entry["RepoTags"]]
+    assert await engine.images.prune({"until": ["2020-01-01T00:00:00Z"]}) == ([], 0)
+    deleted, freed = await engine.images.prune({})
+    assert deleted == [{"Untagged": unnamed["Id"]}, {"Deleted": unnamed["Id"]}]
+    assert freed == unnamed["Size"]
+    assert len(before) - len(await engine.stores.content.list("moby")) == 3  # layer, config, manifest
+    deleted, _ = await engine.images.prune({"dangling": ["false"], "label!": ["keep"]})
+    assert [entry["Untagged"] for entry in deleted if "Untagged" in entry] == ["a:1", "b:2"]
+    assert await engine.tags() == [["c:3"]]
+    assert engine.events[-1] == ("prune", "")
+
+
+async def test_prune_leaves_what_is_being_used(engine: Engine) -> None:
+    _, archive = saved_image(["a:1"], [{"f": b"1"}])
+    await engine.load(archive)
+    image = await engine.images.resolve("a:1")
+    with engine.images.reserve(image):
+        assert await engine.images.prune({"dangling": ["false"]}) == ([], 0)
+    deleted, _ = await engine.images.prune({"dangling": ["false"]})
+    assert deleted == [{"Untagged": "a:1"}, {"Deleted": image.id}]
+    assert await engine.left() == set()
+
+
+async def test_ids_of_an_earlier_version(engine: Engine) -> None:
+    config_digest, archive = saved_image(["a:1"], [{"f": b"1"}])
+    await engine.load(archive)
+    found = await engine.images.successors([config_digest, await engine.id("a:1"), "sha256:nothing"])
+    assert {old: image.id for old, image in found.items()} == {config_digest: await engine.id("a:1")}

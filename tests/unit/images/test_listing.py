@@ -1,64 +1,76 @@
-"""Filters and shapes of the image list."""
+"""Filters of the image list and of prune, and the shapes of single images."""
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import errdefs
 import pytest
-from dockerd_api.images import listing
-from dockerd_api.images.model import Image, Layer
+from dockerd_api.images import filters, listing
+from dockerd_api.images.documents import Descriptor as Described
+from dockerd_api.images.model import Image, Layer, Manifest
+from dockerd_api.images.platforms import Platform
+from pb.containerd.services.images import v1 as pb
+from pb.containerd.types import Descriptor
 
-OLD, NEW = "2020-01-01T00:00:00Z", "2024-01-01T00:00:00.123456789Z"
-
-
-def image(number: int, created: str, *tags: str, labels: dict[str, str] | None = None) -> Image:
-    config = {
-        "config": {"Labels": labels},
-        "history": [
-            {"created": created, "created_by": "a"},
-            {"created": created, "created_by": "b", "empty_layer": True},
-        ],
-    }
-    layer = Layer("t", "sha256:x", 5, "sha256:same")
-    return Image(
-        f"sha256:{number:064}", "", tags, (), config, "", 7, created, "amd64", "linux", (layer,), (7,)
-    )
+DIGEST = f"sha256:{'1' * 64}"
 
 
-A = image(1, OLD, "busybox:latest", labels={"a": "1"})
-B = image(2, NEW, "foo/bar:v1", "foo/bar:v2")
-C = image(3, NEW)
+def record(name: str, year: int = 2024) -> pb.Image:
+    made = datetime.datetime(year, 1, 1, tzinfo=datetime.UTC)
+    return pb.Image(name=name, target=Descriptor(digest=DIGEST), created_at=made)
 
 
-def chosen(filters: dict[str, list[str]]) -> list[Image]:
-    return listing.choose([A, B, C], filters, {"busybox": A, "bar": B}.__getitem__)
+A = record("docker.io/library/busybox:latest", 2020)
+B = record("docker.io/foo/bar:v1")
+C = record(f"moby-dangling@{DIGEST}")
 
 
-def test_choice() -> None:
-    assert chosen({}) == [B, C, A]
+def chosen(wanted: dict[str, list[str]]) -> list[pb.Image]:
+    suits = filters.of_records(wanted)
+    return [image for image in (A, B, C) if suits(image)]
+
+
+def test_records() -> None:
+    assert chosen({}) == [A, B, C]
     assert chosen({"dangling": ["true"]}) == [C]
-    assert chosen({"dangling": ["0"]}) == [B, A]
-    assert chosen({"label": ["a"]}) == chosen({"label": ["a=1"]}) == [A]
-    assert chosen({"label": ["a=2"]}) == []
-    assert chosen({"label!": ["a"]}) == [B, C]
-    assert chosen({"since": ["busybox"]}) == [B, C]
-    assert chosen({"before": ["bar"]}) == chosen({"until": ["2022-01-01T00:00:00Z"]}) == [A]
-    assert chosen({"until": ["1h"]}) == [B, C, A]
+    assert chosen({"dangling": ["0"]}) == [A, B]
+    assert chosen({"until": ["2022-01-01T00:00:00Z"]}) == [A]
+    assert chosen({"until": ["1h"]}) == [A, B, C]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "shown"),
+    ("pattern", "found"),
     [
-        ("foo/bar", (["foo/bar:v1", "foo/bar:v2"], [])),
-        ("foo/*:v1", (["foo/bar:v1"], [])),
-        ("*/b?r:v[2]", (["foo/bar:v2"], [])),
-        ("*", None),
-        ("foo", None),
+        ("foo/bar", [B]),
+        ("foo/*:v1", [B]),
+        ("*/b?r:v[1]", [B]),
+        ("*/b?r:v[2]", []),
+        ("*", [A]),
+        ("busybox", [A]),
+        ("foo", []),
     ],
 )
-def test_references(pattern: str, shown: object) -> None:
-    assert listing.shown_names(B, {"reference": [pattern]}) == shown
+def test_references(pattern: str, found: list[pb.Image]) -> None:
+    assert chosen({"reference": [pattern]}) == found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has"),
+    [
+        ({"label": ["a"]}, True),
+        ({"label": ["a=1"]}, True),
+        ({"label": ["a=2"]}, False),
+        ({"label": ["a!=2"]}, True),
+        ({"label": ["a", "b"]}, False),
+        ({"label!": ["a"]}, False),
+        ({"label!": ["b"]}, True),
+        ({"label!": ["a=2"]}, True),
+    ],
+)
+def test_labels(wanted: dict[str, list[str]], has: bool) -> None:
+    assert filters.has_labels({"config": {"Labels": {"a": "1"}}}, wanted) is has
 
 
 @pytest.mark.parametrize(
@@ -72,38 +84,57 @@ def test_references(pattern: str, shown: object) -> None:
 )
 def test_bad_filters(text: str, message: str) -> None:
     with pytest.raises(errdefs.InvalidArgument) as caught:
-        listing.parse_filters(text)
+        filters.parse(text)
     assert caught.value.message == message
+
+
+def test_filters_of_prune() -> None:
+    with pytest.raises(errdefs.InvalidArgument, match="invalid filter 'reference'"):
+        filters.parse('{"reference":["a"]}', filters.PRUNE)
 
 
 def test_bad_values() -> None:
     with pytest.raises(errdefs.InvalidArgument, match=r"invalid filter 'dangling=\[x\]'"):
-        chosen({"dangling": ["x"]})
-    with pytest.raises(errdefs.InvalidArgument):
-        chosen({"until": ["yesterday"]})
-    with pytest.raises(errdefs.InvalidArgument):
-        listing.shown_names(B, {"reference": ["a["]})
+        filters.of_records({"dangling": ["x"]})
+    with pytest.raises(errdefs.InvalidArgument, match="invalid filter 'until="):
+        filters.of_records({"until": ["soon"]})
+    with pytest.raises(errdefs.InvalidArgument, match="syntax error in pattern"):
+        filters.of_records({"reference": ["a["]})
 
 
 def test_old_form_of_filters() -> None:
-    assert listing.parse_filters('{"dangling":{"true":true,"false":false}}') == {"dangling": ["true"]}
+    assert filters.parse('{"dangling":{"true":true,"false":false}}') == {"dangling": ["true"]}
 
 
-def test_history_and_sharing() -> None:
-    steps = listing.history(B)
+MANIFEST = Manifest(
+    descriptor=Described("m", DIGEST, 3),
+    config_descriptor=Described("c", DIGEST, 4),
+    config={
+        "created": "2024-01-01T00:00:00.123456789Z",
+        "config": {"Cmd": ["sh"], "Hostname": "old"},
+        "history": [{"created_by": "a"}, {"created_by": "b", "empty_layer": True}],
+    },
+    layers=(Layer("t", "sha256:x", 5, "sha256:same"),),
+    platform=Platform("linux", "amd64"),
+)
+IMAGE = Image(MANIFEST.descriptor, repo_tags=("foo/bar:v1", "foo/bar:v2"), manifest=MANIFEST)
+
+
+def test_history() -> None:
+    steps = listing.history(IMAGE, MANIFEST, {"sha256:same": 7}.__getitem__)
     assert [(step["CreatedBy"], step["Size"], step["Id"]) for step in steps] == [
-        ("b", 0, B.id),
+        ("b", 0, DIGEST),
         ("a", 7, "<missing>"),
     ]
     assert steps[0]["Tags"] == ["foo/bar:v1", "foo/bar:v2"]
-    assert listing.shared_sizes([A, B]) == {A.id: 7, B.id: 7}
-    assert listing.shared_sizes([A]) == {A.id: 0}
 
 
 def test_versions_of_inspect() -> None:
-    assert "VirtualSize" in listing.details(A, (1, 43))
-    assert "VirtualSize" not in listing.details(A, (1, 44))
-    assert "Container" in listing.details(A, (1, 44))
-    assert "Hostname" in listing.details(A, (1, 49))["Config"]
-    assert "Hostname" not in listing.details(A, (1, 50))["Config"]
-    json.dumps(listing.details(A, (1, 50)))
+    assert listing.details(IMAGE, 9, (1, 43))["VirtualSize"] == 9
+    assert "VirtualSize" not in listing.details(IMAGE, 9, (1, 44))
+    assert "Descriptor" not in listing.details(IMAGE, 9, (1, 47))
+    assert listing.details(IMAGE, 9, (1, 48))["Descriptor"]["digest"] == DIGEST
+    assert listing.details(IMAGE, 9, (1, 49))["Config"]["Hostname"] == ""
+    assert listing.details(IMAGE, 9, (1, 50))["Config"] == {"Cmd": ["sh"]}
+    json.dumps(listing.details(IMAGE, 9, (1, 50)))
+    assert listing.details(Image(MANIFEST.descriptor), 9, (1, 50))["Config"] is None
