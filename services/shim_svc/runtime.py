@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 import errdefs
@@ -37,6 +38,7 @@ BUILT_IN = "runc-bin"
 _START = 120.0  # seconds that init may take to go on
 _CRIU = 600.0  # seconds that writing all memory, or reading it, may take
 _STATS = 10.0  # seconds that reading a cgroup may take
+_DONE = b"d"
 _DELETE_TRIES = 8  # one more than there are steps behind which a delete can have died
 
 
@@ -93,28 +95,39 @@ class Runtime:
         stdio: tuple[int, int, int] | None = None,
         stdin: bytes = b"",
         timeout: float = 60.0,
+        until_done: bool = False,
     ) -> str:
         """Run the runtime with these words behind its options; returns what it printed.
 
         failure: what an error's message begins with ("OCI runtime create failed"). stdio: descriptors for the
         runtime and so for the container's process; without it, `stdin` is fed and what it prints is gathered.
+        until_done: return when the built-in one has done its work; its process may still be ending.
         Errors: Internal with the runtime's own message; DeadlineExceeded after `timeout` seconds, when the
         runtime is killed.
         """
-        output = source = -1
+        output = source = told = tell = -1
+        if until_done and self.built_in:
+            told, tell = os.pipe2(os.O_CLOEXEC)
         if stdio is None:
             output, source = os.memfd_create("runtime-output", os.MFD_CLOEXEC), _readable(stdin)
             stdio = (source, output, output)
         try:
             before = self._log_size()
             arguments = [*self._options, *words]
-            pid = fork_child(lambda: self._child(arguments), stdio=stdio)
-            exit_ = await self._end_of(pid, f"{failure}: {self.binary} {words[0]}", timeout)
+            keep = (tell,) if tell >= 0 else ()
+            pid = fork_child(lambda: self._child(arguments, tell), stdio=stdio, keep=keep)
+            if tell >= 0:
+                os.close(tell)
+                tell = -1
+            exit_ = await self._end_of(pid, f"{failure}: {self.binary} {words[0]}", timeout, told)
             printed = os.pread(output, 16 << 20, 0).decode(errors="replace") if output >= 0 else ""
         finally:
             if output >= 0:
                 os.close(output)
                 os.close(source)
+            for fd in (told, tell):
+                if fd >= 0:
+                    os.close(fd)
         if exit_.status:
             message = self._last_error(before)
             kind = _Killed if exit_.status == 128 + signal.SIGKILL and not message else errdefs.Internal
@@ -125,25 +138,45 @@ class Runtime:
             raise kind(f"{failure}: {message}")
         return printed
 
-    async def _end_of(self, pid: int, what: str, timeout: float) -> Exit:
-        """The exit of a child just forked, which is killed after `timeout` seconds; then DeadlineExceeded."""
+    async def _end_of(self, pid: int, what: str, timeout: float, told: int = -1) -> Exit:
+        """The exit of a child just forked, which is killed after `timeout` seconds; then DeadlineExceeded.
+
+        told: a pipe through which the child may say that all is done; that counts as its exit with 0. The
+        kernel takes a millisecond to free a child's memory, which nobody needs to wait for.
+        """
+        loop = asyncio.get_running_loop()
         ended = self._reaper.exit_of(pid)
+
+        def came() -> None:
+            loop.remove_reader(told)  # it is also readable once the child has ended without a word
+            if os.read(told, 1) and not ended.done():
+                ended.set_result(Exit(pid, 0, time.time_ns()))
+
+        if told >= 0:
+            loop.add_reader(told, came)
         # Until it is waited for, the number is the child's.
-        timer = asyncio.get_running_loop().call_later(timeout, os.kill, pid, signal.SIGKILL)
-        exit_ = await ended
-        if timer.when() <= asyncio.get_running_loop().time():
+        timer = loop.call_later(timeout, os.kill, pid, signal.SIGKILL)
+        try:
+            exit_ = await ended
+        finally:
+            if told >= 0:
+                loop.remove_reader(told)
+        if timer.when() <= loop.time():
             raise errdefs.DeadlineExceeded(f"{what} did not end in {timeout:g} s")
         timer.cancel()
         return exit_
 
-    def _child(self, arguments: list[str]) -> int:
+    def _child(self, arguments: list[str], tell: int) -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         # Whom containerd, as a service, is to tell that it is ready: not a container's matter.
         os.environ.pop("NOTIFY_SOCKET", None)
         if not self.built_in:
             os.execv(self._program, [self.binary, *arguments])
         set_title(f"{BUILT_IN} {' '.join(arguments)}", BUILT_IN)
-        return run_built_in(arguments)
+        code = run_built_in(arguments)
+        if tell >= 0 and not code:
+            os.write(tell, _DONE)
+        return code
 
     def _log_size(self) -> int:
         try:
@@ -193,6 +226,7 @@ class Runtime:
             failure="OCI runtime create failed",
             stdio=stdio,
             timeout=120.0,
+            until_done=True,
         )
 
     async def start(self, container: str) -> None:
