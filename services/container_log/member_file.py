@@ -28,6 +28,8 @@ class MemberFile:
         self.inode = os.fstat(fd).st_ino
         self.bytes_read = 0
         """For those who measure."""
+        self.since = 0
+        """Members that have nothing of this time or later are passed over unopened."""
         self.mark = 0
         """A sum of the first bytes, 0 while there are none: inodes are used again."""
         self._at, self._offset = 0, 0  # a place in the file, and the text's offset there
@@ -105,17 +107,18 @@ class MemberFile:
             if member is None or at + member.size > len(data):
                 behind = self._next_member(data, at + 1)
                 if behind < 0:
-                    behind = self._search(at + 1, size) if not entries else -1
+                    behind = self._search(at + 1, size) if not at else -1
                 if behind < 0:
                     break
                 entries.append(Damage(behind - at))
                 at = behind
                 continue
-            text = unpack(data, at, member)
+            old = 0 < member.latest < self.since
+            text = b"" if old else unpack(data, at, member)
             at += member.size
             if text is None:
                 entries.append(Damage(member.size))
-            else:
+            elif not old:
                 entries += _entries(member, text, max(0, offset - member.start))
             self._offset = offset = member.end
         self._at += at

@@ -281,6 +281,8 @@ class LogReader:
         self.close()
         self._file = open_file(fd, self._driver)
         self._index = TimeIndex(str(path), self._file.inode) if self._since else None
+        if isinstance(self._file, MemberFile):
+            self._file.since = self._since
         return self._file
 
     def _open_oldest(self) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from container_log import time_index
+from container_log import member_file, members, time_index
 from container_log.member_file import MemberFile
+from container_log.members import Member
 from container_log.reader import LogReader, up_to
 from container_log.run import PIECE
 
@@ -189,6 +190,26 @@ def test_since_reads_only_what_is_new(tmp_path: Path, driver: str, monkeypatch: 
     # Without the index, or with one that does not fit, the same is found.
     Path(f"{path}{time_index.SUFFIX}").write_bytes(b"x" * 100)
     assert read_all(reader(path, driver, since=now)) == b"new\n"
+
+
+def test_since_opens_no_member_that_is_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text that packs well fits a stretch of the index dozens of times."""
+    now = 1_700_000_000_000_000_000
+    monkeypatch.setattr("container_log.entries.time.time_ns", lambda: now)
+    path = tmp_path / "log"
+    log = Log(path, "local")
+    for number in range(20):
+        now += 1_000_000_000
+        log.write("stdout", b"%d\n" % number)
+    opened = []
+
+    def unpack(data: bytes, at: int, member: Member) -> bytes | None:
+        opened.append(member.start)
+        return members.unpack(data, at, member)
+
+    monkeypatch.setattr(member_file, "unpack", unpack)
+    assert read_all(reader(path, "local", since=now - 1_000_000_000)) == b"18\n19\n"
+    assert len(opened) <= 3  # the file's first is a mark
 
 
 def test_the_index_knows_of_clocks_that_go_back(
