@@ -74,6 +74,7 @@ _OPTIONS: tuple[tuple[str, str, str, Any, str], ...] = (
         "/etc/docker/certs.d",
         "certificates of registries",
     ),
+    ("--max-concurrent-downloads", "max-concurrent-downloads", "int", 3, "layers of a pull at a time"),
     ("--http-proxy", "http-proxy", "str", "", "proxy for plain HTTP"),
     ("--https-proxy", "https-proxy", "str", "", "proxy for HTTPS"),
     ("--no-proxy", "no-proxy", "str", "", "hosts that are reached directly"),
@@ -280,6 +281,10 @@ def _check(values: Mapping[str, Any]) -> None:
     for label in values["labels"]:
         if "=" not in label:
             raise errdefs.InvalidArgument(f"bad attribute format: {label}")
+    if values["max-concurrent-downloads"] < 0:
+        raise errdefs.InvalidArgument(
+            f"invalid max concurrent downloads: {values['max-concurrent-downloads']}"
+        )
     runtimes(values)
 
 

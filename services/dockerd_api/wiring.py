@@ -33,11 +33,16 @@ from dockerd_api.engine.monitor import Monitor
 from dockerd_api.engine.tasks import Tasks
 from dockerd_api.engine.tokens import Tokens
 from dockerd_api.images import Images
+from dockerd_api.images.pulling import Puller
+from dockerd_api.images.pushing import Pusher
+from dockerd_api.images.reference import Reference
 from dockerd_api.images.removal import User
+from dockerd_api.images.transfers import Transfers
 from dockerd_api.network.manager import Networks
 from dockerd_api.network.netns_helper import NetnsHelper
-from dockerd_api.registries import Asking, Registries
+from dockerd_api.registries import Asking, Credentials, Registries
 from dockerd_api.registries.endpoints import Proxies
+from dockerd_api.registries.hosts import Hosts
 from dockerd_api.replies.producers import Producers
 from dockerd_api.security import load_default_profile
 from dockerd_api.streams import attach
@@ -86,7 +91,7 @@ async def serve(config: Config, helper: NetnsHelper, passed: Mapping[str, Sequen
         app.state.engine, app.state.config, app.state.engine_id = engine, config, _engine_id(data_root)
         app.state.containers, app.state.execs = engine.containers, execs
         app.state.images, app.state.networks = engine.images, networks
-        _registries(app.state, config)
+        _registries(app.state, config, channel, engine.images, told)
         app.state.events, app.state.streams = told, streams
 
         connections.recover(streams.holds)
@@ -185,16 +190,28 @@ async def _engine(
     return engine
 
 
-def _registries(state: Any, config: Config) -> None:
-    """What speaks to registries."""
+def _registries(state: Any, config: Config, channel: Channel, images: Images, told: events.Events) -> None:
+    """What moves images between registries and the store."""
     registries = Registries(
         insecure=config["insecure-registries"],
         mirrors=config["registry-mirrors"],
         per_registry=config["per-registry-mirrors"],
         certs_dir=Path(config["registry-certs-dir"]),
     )
+    transfers = Transfers(
+        channel,
+        Hosts(registries, Path(config["exec-root"]) / "registries"),
+        metadata={"buoy-max-concurrent-downloads": str(config["max-concurrent-downloads"])},
+    )
     asking = Asking(registries, Proxies.of({key: str(config[key]) for key in configuration.PROXIES}))
+
+    async def tags(name: Reference, who: Credentials, user_agent: str) -> list[str]:
+        repository = asking.repository(name.domain, name.path, who, user_agent)
+        return await repository.tags(name.familiar_name)
+
     state.registries, state.asking = registries, asking
+    state.puller = Puller(channel, transfers, images.catalog, told.publish, tags)
+    state.pusher = Pusher(transfers, images.catalog, images.walker, told.publish)
 
 
 async def _recover(engine: Engine, execs: Execs) -> bool:

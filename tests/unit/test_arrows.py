@@ -32,7 +32,7 @@ DOCKERD_ROOMS: dict[str, set[str]] = {
     "network": set(),
     "streams": {"hijack"},
     "registries": {"config"},
-    "images": set(),
+    "images": {"registries"},
     "engine": {"images", "network", "security", "streams", "config"},
     "replies": {"engine", "streams"},
     "schemas": {"config", "engine"},

@@ -130,7 +130,7 @@ class Choice:
         any.
         """
         self.wanted = wanted
-        self._order = [wanted.normal()] if wanted else _runnable(host())
+        self._order = [wanted.normal()] if wanted else runnable(host())
 
     def rank(self, platform: Platform) -> int | None:
         """The smaller, the better; None when it will not do."""
@@ -148,10 +148,10 @@ class Choice:
 def runs_here(platform: Platform) -> bool:
     """Whether this machine is known to run it without emulation."""
     normal = platform.normal()
-    return any(_same(candidate, normal) for candidate in _runnable(host()))
+    return any(_same(candidate, normal) for candidate in runnable(host()))
 
 
-def _runnable(own: Platform) -> Sequence[Platform]:
+def runnable(own: Platform) -> Sequence[Platform]:
     """The platform and those that its machines run besides, best first."""
     found = [own]
     if own.architecture == "amd64":

@@ -118,6 +118,23 @@ def parse_repository(repository: str, tag: str) -> Reference | None:
     return reference.tagged()
 
 
+def with_tag(name: Reference, tag: str) -> Reference:
+    """The repository's tag. Raises InvalidArgument for what is none."""
+    if not _ANCHORED_TAG.fullmatch(tag):
+        raise errdefs.InvalidArgument("invalid tag format")
+    return Reference(name.domain, name.path, tag, name.digest)
+
+
+def with_tag_or_digest(name: Reference, text: str) -> Reference:
+    """What a parameter `tag` makes of a name: it may be a digest. Raises InvalidArgument."""
+    if ":" in text:
+        if not re.fullmatch(_DIGEST, text):
+            raise errdefs.InvalidArgument("invalid tag format")
+        _check_digest(text)
+        return Reference(name.domain, name.path, "", text)
+    return with_tag(name, text)
+
+
 def identifier(text: str) -> str:
     """`sha256:<hex>` when the text is an image id or a digest in full, else empty."""
     if _IDENTIFIER.fullmatch(text):

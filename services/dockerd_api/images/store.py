@@ -43,6 +43,7 @@ class Images:
         self._trees = Trees(channel)
         self._catalog = Catalog(channel, self._blobs)
         self._walker = Walker(self._catalog, self._blobs)
+        self.catalog, self.walker = self._catalog, self._walker
         self._loader = Loader(channel, self._blobs, self._trees, self._catalog, events)
         self._remover = Remover(self._catalog, self._walker, self._blobs, events, self._users)
         self._pruner = Pruner(self._catalog, self._walker, self._blobs, self._trees, events, self._users)

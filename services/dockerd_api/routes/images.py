@@ -11,9 +11,10 @@ import errdefs
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from dockerd_api.images import Images, filters, platforms, reference
+from dockerd_api.images import Images, filters, platforms
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.queries import Detail
+from dockerd_api.routes import registries
 from dockerd_api.schemas.bodies import api_version
 
 router = APIRouter()
@@ -66,11 +67,10 @@ async def load(request: Request) -> Response:
 
 @router.post("/images/create")
 async def create(request: Request) -> Response:
-    """Import the tar of a file tree (`fromSrc`). Pulling (`fromImage`) is not built."""
+    """Pull (`fromImage`), or import the tar of a file tree (`fromSrc`)."""
     query = request.query_params
     if query.get("fromImage"):
-        reference.parse(query["fromImage"].removesuffix(":"))
-        raise errdefs.NotImplementedHere("pulling is not implemented: use `docker load` or `docker import`")
+        return await registries.pull(request)
     source = query.get("fromSrc", "")
     if source != "-":
         raise errdefs.NotImplementedHere("importing from a URL is not implemented: send the archive itself")

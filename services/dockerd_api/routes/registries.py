@@ -1,4 +1,4 @@
-"""Registries: login, what a registry has, search."""
+"""Registries: pull, push, login, what a registry has, search."""
 
 from __future__ import annotations
 
@@ -10,15 +10,49 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from dockerd_api.engine.events import filters_of
-from dockerd_api.images import reference
+from dockerd_api.images import platforms, reference
+from dockerd_api.images.platforms import Platform
+from dockerd_api.images.pulling import Puller
+from dockerd_api.images.pushing import Pusher
 from dockerd_api.registries import Asking, Credentials, credentials
 from dockerd_api.registries.user_agent import user_agent
-from dockerd_api.schemas.bodies import parse_json
+from dockerd_api.routes.progress import begun
+from dockerd_api.schemas.bodies import api_version, parse_json
 
 router = APIRouter()
 
 _RESERVED = "scratch"
 _LARGEST_BODY = 64 * 1024  # bytes
+
+
+async def pull(request: Request) -> Response:
+    """POST /images/create with `fromImage`."""
+    query = request.query_params
+    version = api_version(request)
+    platform = _platform(query.get("platform", "")) if version >= (1, 32) else None
+    name = reference.parse(query["fromImage"].removesuffix(":"))
+    if tag := query.get("tag", ""):
+        name = reference.with_tag_or_digest(name, tag)
+    if name.familiar_name == _RESERVED:
+        raise errdefs.PermissionDenied(f"'{_RESERVED}' is a reserved name")
+    puller: Puller = request.app.state.puller
+    return await begun(request, puller.pull(name, platform, _who(request), _agent(request)))
+
+
+@router.post("/images/{name:path}/push")
+async def push(request: Request, name: str) -> Response:
+    """Push a tag, or without one all of a repository."""
+    query = request.query_params
+    if tag := query.get("tag", ""):
+        named = reference.parse_repository(name, tag)
+        assert named is not None
+    else:
+        named = reference.parse(name)
+    platform = None
+    if api_version(request) >= (1, 46) and query.get("platform"):
+        platform = platforms.decode(query["platform"])
+    pusher: Pusher = request.app.state.pusher
+    return await begun(request, pusher.push(named, platform, _who(request), _agent(request)))
 
 
 @router.post("/auth")
@@ -65,6 +99,10 @@ async def search(request: Request) -> Response:
 
 def _asks(request: Request) -> Asking:
     return cast(Asking, request.app.state.asking)
+
+
+def _platform(text: str) -> Platform | None:
+    return platforms.parse(text) if text else None
 
 
 def _who(request: Request) -> Credentials:

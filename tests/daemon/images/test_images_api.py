@@ -75,9 +75,39 @@ def test_refused(method: str, path: str, expected: tuple[int, str], engine: Engi
         assert message(http.request(method, f"/v1.45{path}")) == expected
 
 
-def test_pull_says_that_it_is_not_built(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/images/create?fromImage=scratch", (403, "'scratch' is a reserved name")),
+        ("POST", "/images/create?fromImage=a&tag=b%20c", (400, "invalid tag format")),
+        (
+            "POST",
+            "/images/create?fromImage=a&platform=a/b/c/d",
+            (400, '"a/b/c/d": cannot parse platform specifier: invalid argument'),
+        ),
+        ("POST", "/images/a@sha256:00/push", (400, "invalid reference format")),
+        ("GET", "/distribution/scratch/json", (400, "'scratch' is a reserved name")),
+        ("GET", "/images/search?term=a&limit=101", (400, "limit 101 is outside the range of [1, 100]")),
+        (
+            "POST",
+            "/images/create?fromImage=127.0.0.1:1/a",
+            (500, 'Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused'),
+        ),
+    ],
+)
+def test_refused_of_registries(method: str, path: str, expected: tuple[int, str], engine: Engine) -> None:
     with engine.http() as http:
-        assert http.post("/images/create", params={"fromImage": "busybox"}).status_code == 501
+        assert message(http.request(method, f"/v1.45{path}")) == expected
+
+
+def test_a_push_of_nothing(engine: Engine) -> None:
+    with engine.http() as http:
+        answer = http.post("/v1.45/images/a.example/b/push?tag=1")
+    assert answer.status_code == 200
+    first, second = answer.text.splitlines()
+    assert json.loads(first) == {"status": "The push refers to repository [a.example/b]"}
+    told = "tag does not exist: a.example/b:1"
+    assert json.loads(second) == {"errorDetail": {"message": told}, "error": told}
 
 
 @pytest.mark.parametrize(
