@@ -190,12 +190,15 @@ def _configured(place: Host, table: Mapping[str, Any], folder: Path, *, mirror: 
     headers = []
     for name, value in _table(table, "header", "").items():
         headers += [(str(name), word) for word in _words({name: value}, name)]
+    # As containerd has it: http with settings of TLS means TLS first, but for the port that is never TLS's.
+    either = place.scheme == "http" and tls != Tls() and urlsplit(f"//{place.address}").port != 80
     return replace(
         place,
+        scheme="https" if either else place.scheme,
         path=whole,
         capabilities=frozenset(given),
         tls=tls if tls != Tls() else place.tls,
-        try_plain=place.try_plain and tls == Tls(),
+        try_plain=either or (place.try_plain and tls == Tls()),
         headers=tuple(headers),
         dial_timeout=_seconds(table["dial_timeout"]) if "dial_timeout" in table else _DIAL_TIMEOUT,
         mirror=mirror,
