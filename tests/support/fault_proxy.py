@@ -118,7 +118,12 @@ class FaultProxy:
             self._open.discard(task)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first, headers = _head(await reader.readuntil(b"\r\n\r\n"))
+        begin = await reader.readexactly(1)
+        if begin == b"\x16":  # a TLS handshake: answered as servers without TLS do
+            writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            await writer.drain()
+            return
+        first, headers = _head(begin + await reader.readuntil(b"\r\n\r\n"))
         method, target, _ = first.split(" ", 2)
         self.requests.append(Request(method, target, headers))
         fault = next((each for each in self._faults if each._fits(method, target)), Fault())

@@ -220,7 +220,7 @@ class Connection:
             try:
                 response = await self._sent(request, own=own)
             except errdefs.Unavailable as error:
-                if not (own and self.host.try_plain and self._scheme == "https" and _no_tls(error)):
+                if not (own and self.host.try_plain and url.scheme == "https" and _no_tls(error)):
                     raise
                 self._scheme = "http"
                 url = url.copy_with(scheme="http")
