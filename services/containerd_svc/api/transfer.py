@@ -8,14 +8,24 @@ from collections.abc import AsyncIterator
 import betterproto2
 import errdefs
 from pb.containerd.services.transfer import v1 as pb
-from pb.containerd.types.transfer import ImageExportStream, ImageImportStream, ImageStore, Progress
+from pb.containerd.types.transfer import (
+    ImageExportStream,
+    ImageImportStream,
+    ImageStore,
+    OciRegistry,
+    Progress,
+)
 from pb.google.protobuf import Any as AnyMessage
 from pb.google.protobuf import Empty
+from rpc.grpc import current_call
 
 from containerd_svc.api.call import lease, namespace
 from containerd_svc.events import unpacked
 from containerd_svc.transfer import Streams, Transfers
-from containerd_svc.transfer.transfers import Tell
+from containerd_svc.transfer.pulling import DOWNLOADS, Tell
+
+# How many blobs of an image are downloaded at a time.
+_DOWNLOADS = "buoy-max-concurrent-downloads"
 
 
 class TransferService(pb.TransferBase):
@@ -32,6 +42,10 @@ class TransferService(pb.TransferBase):
             match source, target:
                 case ImageImportStream(), ImageStore():
                     await self._transfers.load(namespace(), source, target, tell, lease())
+                case OciRegistry(), ImageStore():
+                    await self._transfers.pull(
+                        namespace(), source, target, tell, lease(), downloads=_downloads()
+                    )
                 case ImageStore(), ImageExportStream():
                     await self._transfers.save(namespace(), source, target, tell, lease())
                 case ImageStore(), ImageStore():
@@ -41,7 +55,7 @@ class TransferService(pb.TransferBase):
                 case _:
                     raise errdefs.NotImplementedHere(
                         f"transfer from {_type(message.source)} to {_type(message.destination)} is not "
-                        "supported (images are pulled and pushed by clients): not implemented"
+                        "supported: not implemented"
                     )
         return Empty()
 
@@ -73,3 +87,12 @@ def _place(place: AnyMessage | None) -> betterproto2.Message | None:
 
 def _type(place: AnyMessage | None) -> str:
     return place.type_url if place is not None else "nothing"
+
+
+def _downloads() -> int:
+    value = current_call().metadata.get(_DOWNLOADS)
+    if value is None:
+        return DOWNLOADS
+    if not isinstance(value, str) or not value.isdigit() or not 1 <= int(value[:9]) <= 100:
+        raise errdefs.InvalidArgument(f"{_DOWNLOADS} must be from 1 to 100: invalid argument")
+    return int(value)

@@ -1,6 +1,5 @@
-"""Transfers: from an archive into the store, from the store into an archive, from one name to another.
-
-Registries are no source and no destination yet.
+"""Transfers: from a registry or an archive into the store, from the store into an archive, from one name to
+another. Registries are no destination yet.
 """
 
 from __future__ import annotations
@@ -8,17 +7,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import errdefs
 from linux.crashpoints import crashpoint
-from pb.containerd.types import Descriptor as DescriptorMessage
 from pb.containerd.types.transfer import (
     ImageExportStream,
     ImageImportStream,
     ImageStore,
+    OciRegistry,
     Progress,
+    RegistryResolver,
     UnpackConfiguration,
 )
 
@@ -27,8 +27,11 @@ from containerd_svc.content import ContentStore
 from containerd_svc.diff import Differ
 from containerd_svc.images import Image, Target
 from containerd_svc.images import ImageStore as Images
+from containerd_svc.registry import Registry, Resolver
+from containerd_svc.registry.credentials import Ask, ask_nobody
+from containerd_svc.registry.proxies import Proxies
 from containerd_svc.snapshots import Snapshots
-from containerd_svc.transfer import naming
+from containerd_svc.transfer import asking, naming
 from containerd_svc.transfer.archive import Exporter, Importer
 from containerd_svc.transfer.descriptors import (
     MANIFESTS,
@@ -37,13 +40,12 @@ from containerd_svc.transfer.descriptors import (
     children,
 )
 from containerd_svc.transfer.platforms import matches, this_host
+from containerd_svc.transfer.pulling import DOWNLOADS, Puller, Tell, described, names_of
 from containerd_svc.transfer.streams import Sender, Stream, Streams, received
 from containerd_svc.transfer.unpacking import SNAPSHOTTER, Unpacker
 
 _LASTS = datetime.timedelta(hours=24)  # as containerd's own leases of a transfer
 _OWN_LEASE = "dev.buoy.transfer"
-
-Tell = Callable[[Progress], Awaitable[None]]
 
 
 class Transfers:
@@ -59,12 +61,15 @@ class Transfers:
         held: leases.Leases,
         differ: Differ,
         place: Path,
+        proxies: Proxies | None = None,
     ) -> None:
+        self._proxies = proxies or Proxies()
         self._streams = streams
         self._content = content
         self._images = images
         self._leases = held
         self._unpacker = Unpacker(content, snapshots, held, differ)
+        self._puller = Puller(content, held, self._unpacker)
         self._importer = Importer(content, place)
         self._exporter = Exporter(content)
 
@@ -95,8 +100,47 @@ class Transfers:
                 for descriptor, names in named:
                     for name in names:
                         await self._store(namespace, name, descriptor, store, holder)
-                        await tell(Progress(event="saved", name=name, desc=_message(descriptor)))
+                        await tell(Progress(event="saved", name=name, desc=described(descriptor)))
                 await tell(Progress(event="Completed import"))
+
+    async def pull(
+        self,
+        namespace: str,
+        source: OciRegistry,
+        store: ImageStore,
+        tell: Tell,
+        lease: str,
+        *,
+        downloads: int = DOWNLOADS,
+    ) -> None:
+        """Pull an image of a registry: blobs, unpacked layers, then the names that `store` wants."""
+        resolver = source.resolver or RegistryResolver()
+        with contextlib.ExitStack() as stack:
+            ask: Ask = ask_nobody
+            if resolver.auth_stream:
+                ask = asking.over(stack.enter_context(self._using(namespace, resolver.auth_stream)))
+            registry = Registry(
+                source.reference,
+                Resolver(
+                    host_dir=resolver.host_dir,
+                    default_scheme=resolver.default_scheme,
+                    headers=dict(resolver.headers),
+                    credentials=ask,
+                    proxies=self._proxies,
+                    trace=resolver.http_debug or resolver.http_trace,
+                ),
+            )
+            async with registry, self._held(namespace, lease) as holder:
+                target = await self._puller.pull(
+                    namespace, registry, source.reference, store, tell, holder, downloads=downloads
+                )
+                names = list(names_of(store, target["digest"]))
+                if not names:
+                    raise errdefs.NotFound("no image name found: not found")
+                for name in names:
+                    await self._store(namespace, name, target, store, holder)
+                    await tell(Progress(event="saved", name=name, desc=described(target)))
+                await tell(Progress(event=f"Completed pull from OCI Registry ({source.reference})"))
 
     async def save(
         self, namespace: str, store: ImageStore, target: ImageExportStream, tell: Tell, lease: str
@@ -224,12 +268,3 @@ class Transfers:
             await self._images.create(namespace, image, lease=lease)
         except errdefs.AlreadyExists:
             await self._images.update(namespace, image, [])
-
-
-def _message(descriptor: Descriptor) -> DescriptorMessage:
-    return DescriptorMessage(
-        media_type=descriptor["mediaType"],
-        digest=descriptor["digest"],
-        size=int(descriptor["size"]),
-        annotations=dict(descriptor.get("annotations") or {}),
-    )
