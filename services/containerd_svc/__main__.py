@@ -18,6 +18,7 @@ from rpc import service_manager
 from containerd_svc import config
 from containerd_svc.daemon import Settings, serve
 from containerd_svc.hold import hold
+from containerd_svc.registry.proxies import Proxies
 
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             nursery=os.path.abspath(options.nursery),
             debug=options.log_level in ("trace", "debug"),
             config=config.load(Path(options.config)) if options.config else config.Config(),
+            proxies=Proxies.of_environment(os.environ),
         )
         passed = service_manager.listen_fds()
         held = hold(settings.root, settings.state)

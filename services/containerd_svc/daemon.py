@@ -10,7 +10,7 @@ import logging
 import socket
 import sqlite3
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from betterproto2.grpclib import ServiceBase
@@ -48,6 +48,7 @@ from containerd_svc.monitor import Monitor
 from containerd_svc.namespaces import Namespaces
 from containerd_svc.plugins import GRPC, SCHEDULER
 from containerd_svc.recover import Recovery
+from containerd_svc.registry.proxies import Proxies
 from containerd_svc.restart_policy import explicitly_stopped
 from containerd_svc.sandboxes import Sandboxes
 from containerd_svc.shims import Shims
@@ -72,6 +73,7 @@ class Settings:
     nursery: str
     debug: bool
     config: Config
+    proxies: Proxies = field(default_factory=Proxies)
 
 
 async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
@@ -110,6 +112,7 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
             held=held,
             differ=differ,
             place=_made(settings.root / "transfer"),
+            proxies=settings.proxies,
         )
         await transfers.start()
         checkpoints = Checkpoints(content, differ, settings.root / "checkpoints")

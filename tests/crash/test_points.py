@@ -9,6 +9,7 @@ crashed attempts is left.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +22,15 @@ from launcher.busybox_image import busybox_image_tar, busybox_rootfs_tar
 from pb.containerd.services.diff.v1 import DiffRequest, DiffStub
 from pb.containerd.services.images.v1 import DeleteImageRequest, ImagesStub
 from pb.containerd.types import Mount
-from pb.containerd.types.transfer import ImageReference, ImageStore, UnpackConfiguration
+from pb.containerd.types.transfer import ImageReference, ImageStore, OciRegistry, UnpackConfiguration
 from rpc.grpc import Channel
 
 from tests.support.crash_register import registered
 from tests.support.engine import DOCKER, Engine
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.registry import LocalRegistry, layer_of
 from tests.support.remains import remains
-from tests.support.transfer import import_image
+from tests.support.transfer import import_image, transfer
 
 pytestmark = [pytest.mark.root, pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -184,6 +187,35 @@ class Crashing:
 
         self.done("transfer", attempt)
 
+    def pulled(self) -> None:
+        """An image of a registry whose line breaks, pulled by the daemon."""
+        data = os.urandom(3_000_000)
+        with (
+            LocalRegistry(self.folder / "registry") as registry,
+            FaultProxy(registry.address) as proxy,
+        ):
+            registry.put_image("some/image", "latest", [layer_of({"a": data}), layer_of({"b/c": b"2"})])
+            proxy.add(Fault(path="/blobs/", cut_at=0.5, times=3))
+            name = f"{proxy.address}/some/image:latest"
+
+            async def move() -> None:
+                channel = Channel(str(self.engine.state / "run/containerd.sock"), namespace="pulled")
+                try:
+                    store = ImageStore(name=name, unpacks=[UnpackConfiguration()])
+                    await transfer(channel, OciRegistry(reference=name), store)
+                    await ImagesStub(channel).delete(DeleteImageRequest(name=name, sync=True))
+                finally:
+                    channel.close()
+
+            def attempt() -> bool:
+                try:
+                    asyncio.run(move())
+                except errdefs.BuoyError:
+                    return False
+                return True
+
+            self.done("pull", attempt)
+
     def kept(self) -> None:
         def attempt() -> bool:
             self.gone("kept")
@@ -219,6 +251,7 @@ class Crashing:
         self.logged()
         self.layer()
         self.transferred()
+        self.pulled()
         self.kept()
         self.restarted()
 

@@ -24,8 +24,9 @@ from containerd_svc.events import unpacked
 from containerd_svc.transfer import Streams, Transfers
 from containerd_svc.transfer.pulling import DOWNLOADS, Tell
 
-# How many blobs of an image are downloaded at a time.
+# How many blobs of an image are downloaded at a time, 0 for all.
 _DOWNLOADS = "buoy-max-concurrent-downloads"
+_NO_LIMIT = 10**9
 
 
 class TransferService(pb.TransferBase):
@@ -93,6 +94,6 @@ def _downloads() -> int:
     value = current_call().metadata.get(_DOWNLOADS)
     if value is None:
         return DOWNLOADS
-    if not isinstance(value, str) or not value.isdigit() or not 1 <= int(value[:9]) <= 100:
-        raise errdefs.InvalidArgument(f"{_DOWNLOADS} must be from 1 to 100: invalid argument")
-    return int(value)
+    if not isinstance(value, str) or not value.isdecimal() or len(value) > 9:
+        raise errdefs.InvalidArgument(f"{_DOWNLOADS} must be a count: invalid argument")
+    return int(value) or _NO_LIMIT

@@ -17,17 +17,25 @@ from pb.containerd.services.images.v1 import DeleteImageRequest, GetImageRequest
 from pb.containerd.services.leases.v1 import CreateRequest, DeleteRequest, LeasesStub, ListRequest
 from pb.containerd.services.snapshots.v1 import ListSnapshotsRequest, SnapshotsStub
 from pb.containerd.types.transfer import (
+    AuthRequest,
+    AuthResponse,
+    AuthType,
     Data,
     ImageExportStream,
     ImageImportStream,
     ImageReference,
     ImageStore,
+    OciRegistry,
+    Progress,
+    RegistryResolver,
     UnpackConfiguration,
 )
 from rpc.grpc import Channel
 
 from tests.daemon.containerd.world import World
-from tests.support.transfer import export_image, import_image, opened, packed, receive, send, transfer
+from tests.support.registry import NAME as USER
+from tests.support.registry import PASSWORD, LocalRegistry, layer_of
+from tests.support.transfer import Wire, export_image, import_image, opened, packed, receive, send, transfer
 
 pytestmark = pytest.mark.root
 
@@ -51,6 +59,45 @@ async def holds_nothing(channel: Channel) -> bool:
     found = [info async for page in snapshots for info in page.info]
     leases = (await LeasesStub(channel).list(ListRequest())).leases
     return not (blobs or ingests or found or leases)
+
+
+async def answer(stream: Wire, asked: list[str]) -> None:
+    """Tell the daemon who asks the registry."""
+    while (message := await stream.recv_message()) is not None:
+        asked.append(AuthRequest.parse(message.value).reference)
+        answer = AuthResponse(auth_type=AuthType.CREDENTIALS, username=USER, secret=PASSWORD)
+        await stream.send_message(packed(answer))
+
+
+async def test_an_image_comes_from_a_registry(world: World, tmp_path: Path) -> None:
+    images = ImagesStub(world.channel)
+    with LocalRegistry(tmp_path / "registry", htpasswd=True) as registry:
+        image = registry.put_image("some/image", "latest", [layer_of({"a": b"1"}), layer_of({"b": b"2"})])
+        name = f"{registry.address}/some/image:latest"
+        store = ImageStore(name=name, unpacks=[UnpackConfiguration()], labels={"a": "b"})
+        with pytest.raises(errdefs.PermissionDenied):
+            await transfer(world.channel, OciRegistry(reference=name), store)
+        assert await holds_nothing(world.channel)
+        asked: list[str] = []
+        async with opened(world.channel, "who") as who, opened(world.channel, "told") as told:
+            answering = asyncio.create_task(answer(who, asked))
+            source = OciRegistry(reference=name, resolver=RegistryResolver(auth_stream="who"))
+            await transfer(world.channel, source, store, "told")
+            events = []
+            while (message := await told.recv_message()) is not None:
+                events.append(Progress.parse(message.value).event)
+            answering.cancel()
+    assert asked == [f"{registry.address}/some/image"]
+    assert events[0] == f"Resolving from OCI Registry ({name})"
+    assert events[-2:] == ["saved", f"Completed pull from OCI Registry ({name})"]
+    found = (await images.get(GetImageRequest(name=name))).image
+    assert found is not None
+    assert found.target is not None
+    assert found.target.digest == image["digest"]
+    snapshots = SnapshotsStub(world.channel).list(ListSnapshotsRequest(snapshotter="overlayfs"))
+    assert [len(page.info) async for page in snapshots] == [2]
+    await images.delete(DeleteImageRequest(name=name, sync=True))
+    assert await holds_nothing(world.channel)
 
 
 async def test_an_image_goes_in_and_comes_out_again(world: World, archive: bytes) -> None:
@@ -122,7 +169,7 @@ async def test_what_is_refused(world: World) -> None:
     store = ImageStore(name=NAME)
     with pytest.raises(errdefs.NotFound, match='stream "nowhere": not found'):
         await transfer(world.channel, ImageImportStream(stream="nowhere"), store)
-    with pytest.raises(errdefs.NotImplementedHere, match="pulled and pushed by clients"):
+    with pytest.raises(errdefs.NotImplementedHere, match="is not supported"):
         await transfer(world.channel, Data(data=b"a registry's message"), store)
     with pytest.raises(errdefs.NotFound):
         await transfer(world.channel, store, ImageStore(name="new"))
