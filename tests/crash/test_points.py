@@ -88,6 +88,14 @@ class Crashing:
         # By its id both names go, one after the other.
         id = self.docker("inspect", "-f", "{{.Id}}", "spare").stdout.strip()
         self.done("rmi both", partial(self.absent, "No such image", "rmi", "-f", id))
+        self.done("import", lambda: self.docker("import", str(self.folder / "busybox.tar")).returncode == 0)
+        self.done("image prune", self.pruned)
+
+    def pruned(self) -> bool:
+        """Whether no image without a name is left."""
+        if self.docker("image", "prune", "-f").returncode:
+            return False
+        return self.docker("images", "-q", "-f", "dangling=true").stdout == ""
 
     def foreground(self) -> None:
         def attempt() -> bool:

@@ -142,7 +142,7 @@ def _manifest(part: Part, unpacked: Unpacked, users: Callable[[str], Sequence[st
         shown["ImageData"] = {
             "Platform": part.platform.document(),
             "Size": {"Unpacked": taken},
-            "Containers": list(users(part.descriptor.digest)) or None,
+            "Containers": list(users(part.descriptor.digest)),
         }
     elif part.kind == "attestation":
         shown["AttestationData"] = {"For": part.descriptor.attests}

@@ -187,7 +187,7 @@ class Remover:
             await self._catalog.keep(record)
 
     async def _remove_platforms(self, target: Descriptor, platforms: Sequence[Platform]) -> list[Record]:
-        """Remove the blobs of single manifests, but those that any other image needs."""
+        """Remove single manifests, from all images that have them, and the blobs that no other needs."""
         manifests = []
         for platform in platforms:
             manifest = await self._catalog.choose(target, platform)
