@@ -4,9 +4,9 @@
 
 Without a peer, Buoy alone is measured. The runtime is measured by itself beside `runc` and `crun`
 (`tests.bench.runtime`), containerd-svc beside containerd (`tests.bench.containerd`). ONLY=runtime,
-ONLY=containerd and ONLY=logs measure one part alone. Prints Markdown tables, times in milliseconds, memory in
-MB of PSS (proc(5), smaps_rollup). Both engines are asked by the same docker client, whose own time is in
-every figure.
+ONLY=containerd, ONLY=logs and ONLY=many measure one part alone. Prints Markdown tables, times in
+milliseconds, memory in MB of PSS (proc(5), smaps_rollup). Both engines are asked by the same docker client,
+whose own time is in every figure but those of `tests.bench.many`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bench import containerd, logs, runtime
+from tests.bench import containerd, logs, many, runtime
 from tests.bench.memory import pss
 from tests.support.engine import DOCKER, SERVICES, Engine
 
@@ -126,6 +126,7 @@ def _published(side: Side) -> float:
     return memory
 
 
+_NETWORKS = ("bridge", "none")
 _PUBLISHED = f"shim, {PARALLEL} idle with a published port"
 # What the ratios are to be at most.
 _WANTED = {
@@ -137,6 +138,7 @@ _WANTED = {
     "256 MB of lines printed, local": 0.15,
     "docker logs of them, json-file": 0.2,
     "docker logs of them, local": 0.2,
+    **{many.name_of(network): 0.35 for network in _NETWORKS},
 }
 _RUNTIME_WANTED = 1.0
 
@@ -172,6 +174,14 @@ def _measure_logs(sides: list[Side], archive: Path, rounds: int) -> None:
         print(_row(name, [statistics.median(one) for one in lists], "ms", _WANTED[name]), flush=True)
 
 
+def _measure_many(sides: list[Side], rounds: int) -> None:
+    hosts = [side.host for side in sides]
+    for network in _NETWORKS:
+        name = many.name_of(network)
+        values = many.medians(hosts, IMAGE, network, min(rounds, 3))
+        print(_row(name, values, "ms", _WANTED[name]), flush=True)
+
+
 def main() -> int:
     peer = os.environ.get("PEER_DOCKER_HOST", "")
     rounds = int(os.environ.get("ROUNDS", "20"))
@@ -193,8 +203,11 @@ def main() -> int:
         heads = [side.name for side in sides] + (["ratio", "wanted"] if peer else [])
         print("| what | unit | " + " | ".join(heads) + " |")
         print("|---|---|" + "---|" * len(heads))
-        _measure_logs(sides, engine.state / "busybox.tar", rounds)
-        if only == "logs":
+        if only in ("", "logs"):
+            _measure_logs(sides, engine.state / "busybox.tar", rounds)
+        if only in ("", "many"):
+            _measure_many(sides, rounds)
+        if only in ("logs", "many"):
             return 0
         for kind, lists in _commands(sides, rounds).items():
             medians = [statistics.median(one) for one in lists]
