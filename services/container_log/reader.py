@@ -135,6 +135,11 @@ def open_file(fd: int, driver: str) -> LogFile:
 
 def same_file(one: LogFile, other: LogFile) -> bool:
     """Whether they are one file, or one has been compressed to the other. Inodes are used again."""
+    # One that was opened when it had too few bytes for a mark may have them by now.
+    one.refresh_mark()
+    other.refresh_mark()
+    if other.mark:
+        one.refresh_mark()
     return (one.inode, one.mark) == (other.inode, other.mark)
 
 

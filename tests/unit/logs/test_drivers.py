@@ -14,7 +14,7 @@ import pytest
 from container_log import member_file, members, time_index
 from container_log.member_file import MemberFile
 from container_log.members import Member
-from container_log.reader import LogReader, up_to
+from container_log.reader import LogReader, open_file, same_file, up_to
 from container_log.run import PIECE
 
 from tests.unit.logs.writing import RAW, Log, read_all
@@ -190,6 +190,20 @@ def test_since_reads_only_what_is_new(tmp_path: Path, driver: str, monkeypatch: 
     # Without the index, or with one that does not fit, the same is found.
     Path(f"{path}{time_index.SUFFIX}").write_bytes(b"x" * 100)
     assert read_all(reader(path, driver, since=now)) == b"new\n"
+
+
+def test_a_file_that_grows_is_the_same_file(tmp_path: Path, driver: str) -> None:
+    """Its mark comes with its first bytes: a replay that did not know it again left out all before it."""
+    path = tmp_path / "log"
+    path.touch()
+    before = open_file(os.open(path, os.O_RDONLY), driver)
+    log = Log(path, driver)
+    log.write("stdout", lines(range(100)))
+    for turn in (False, True):
+        after = open_file(os.open(path, os.O_RDONLY), driver)
+        assert same_file(after, before) if turn else same_file(before, after)
+        after.close()
+    before.close()
 
 
 def test_since_opens_no_member_that_is_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
