@@ -17,14 +17,16 @@ from rpc import service_manager
 
 from containerd_svc import config
 from containerd_svc.daemon import Settings, serve
+from containerd_svc.foreign_shims import events_address
 from containerd_svc.hold import hold
+from containerd_svc.publish import publish
 from containerd_svc.registry.proxies import Proxies
 
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the daemon until SIGTERM or SIGINT; the exit status."""
+    """Run the daemon until SIGTERM or SIGINT, or publish an event; the exit status."""
     options = _options().parse_args(argv)
     logging.basicConfig(
         level=_LEVELS[options.log_level],
@@ -33,6 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     for library in ("grpclib", "asyncio", "hpack", "h2", "httpx", "httpcore"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    if options.command == "publish":
+        try:
+            publish(options.address, options.namespace, options.topic, sys.stdin.buffer.read())
+        except errdefs.BuoyError as error:
+            print(f"containerd-svc: {error.message}", file=sys.stderr)
+            return 1
+        return 0
     if os.geteuid() != 0:
         print(
             "containerd-svc: needs root: it makes mounts and namespaces for containers. Run it with sudo.",
@@ -57,8 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         held = hold(settings.root, settings.state)
         listener = service_manager.listening_socket(passed, "containerd.sock", settings.address)
         listener.setblocking(False)
+        address = events_address(settings.address)
+        shim_listener = service_manager.listening_socket(passed, "containerd.sock.ttrpc", address)
         settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        uvloop.run(_run(settings, listener))
+        uvloop.run(_run(settings, listener, shim_listener))
     except errdefs.BuoyError as error:
         print(f"containerd-svc: {error.message}", file=sys.stderr)
         return 1
@@ -67,12 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-async def _run(settings: Settings, listener: socket.socket) -> None:
+async def _run(settings: Settings, listener: socket.socket, shim_listener: socket.socket) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, listener, stop)
+    await serve(settings, listener, shim_listener, stop)
 
 
 def _options() -> argparse.ArgumentParser:
@@ -85,6 +96,10 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--runtime-root", default="/run/buoy/runc", help="the runtime's states")
     parser.add_argument("--nursery", default="/run/buoy/shim.sock", help="the socket of shim-svc nursery")
     parser.add_argument("--log-level", default="info", choices=sorted(_LEVELS))
+    commands = parser.add_subparsers(dest="command", metavar="[publish]")
+    event = commands.add_parser("publish", help="publish an event, an Any on the standard input")
+    event.add_argument("--namespace", default="", help="the namespace that it happened in")
+    event.add_argument("--topic", default="", help="what it tells of")
     return parser
 
 

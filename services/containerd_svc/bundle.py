@@ -26,6 +26,7 @@ from pb.google.protobuf import Any as AnyMessage
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 _TRASH = ".trash"
+_FOREIGN = "shim-binary-path"  # as containerd has it
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class TaskRecord:
     """task.json: all that a restart of the task or of this daemon needs.
 
     `key` names this life of the container's task: another task of the same id has another. `call_key` is the
-    caller's name for its Create call, empty when it gave none.
+    caller's name for its Create call, empty when it gave none; `shim` the path of a shim that is not ours.
     """
 
     request: CreateTaskRequest
     runtime: str
     call_key: str = ""
+    shim: str = ""
     key: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
@@ -60,6 +62,8 @@ class Bundle:
         crashpoint("containerd.bundle.made")
         (self.path / "rootfs").mkdir(mode=0o711)
         _write(self.path / "config.json", spec)
+        if record.shim:
+            _write(self.path / _FOREIGN, record.shim.encode())
         _write(self.path / "task.json", json.dumps(_document(record)).encode())
         crashpoint("containerd.bundle.written")
 
@@ -92,12 +96,28 @@ class Bundle:
             return (self.path / "address").read_text().strip().removeprefix("unix://"), 2
         return None
 
+    def foreign_shim(self) -> str:
+        """The path of the shim's program when it is not ours, else empty."""
+        try:
+            return (self.path / _FOREIGN).read_text()
+        except OSError:
+            return ""
+
+    def write_bootstrap(self, address: str, version: int) -> None:
+        """Note how to reach the shim, as our own does by itself."""
+        document = {"version": version, "address": address, "protocol": "ttrpc"}
+        _write(self.path / "bootstrap.json", json.dumps(document).encode())
+
     def pid(self, name: str) -> int:
         """The process id in `shim.pid` or `init.pid`, 0 when there is none."""
         try:
             return int((self.path / name).read_text())
         except (OSError, ValueError):
             return 0
+
+    def write_pid(self, name: str, pid: int) -> None:
+        """Note a process id, for whoever cleans up."""
+        _write(self.path / name, str(pid).encode())
 
     def spec(self) -> dict[str, Any]:
         """config.json; empty when it cannot be read."""
@@ -182,6 +202,7 @@ def _document(record: TaskRecord) -> dict[str, Any]:
         "key": record.key,
         "call_key": record.call_key,
         "runtime": record.runtime,
+        "shim": record.shim,
         "id": request.id,
         "bundle": request.bundle,
         "rootfs": [
@@ -213,5 +234,6 @@ def _record(document: dict[str, Any]) -> TaskRecord:
         ),
         runtime=document["runtime"],
         call_key=document["call_key"],
+        shim=document.get("shim", ""),
         key=document["key"],
     )

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import rpc.ttrpc
 from betterproto2.grpclib import ServiceBase
 from rpc import service_manager
 from rpc.grpc import Server
@@ -23,6 +24,7 @@ from containerd_svc.api.containers import ContainersService
 from containerd_svc.api.content import ContentService
 from containerd_svc.api.diff import DiffService
 from containerd_svc.api.events import EventsService
+from containerd_svc.api.forwarding import ForwardingService
 from containerd_svc.api.health import HealthService
 from containerd_svc.api.images import ImagesService
 from containerd_svc.api.introspection import IntrospectionService
@@ -40,6 +42,7 @@ from containerd_svc.containers import Container, Containers
 from containerd_svc.content import ContentStore
 from containerd_svc.diff import Differ
 from containerd_svc.events import Events, Recorder
+from containerd_svc.forwarded import Forwarded
 from containerd_svc.gc import Collector
 from containerd_svc.gc_schedule import Schedule
 from containerd_svc.images import ImageStore
@@ -76,8 +79,12 @@ class Settings:
     proxies: Proxies = field(default_factory=Proxies)
 
 
-async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Recover, then serve `listener` until `stop` is set. Containers are not touched by the end."""
+async def serve(
+    settings: Settings, listener: socket.socket, shim_listener: socket.socket, stop: asyncio.Event
+) -> None:
+    """Recover, then serve `listener`, and `shim_listener` for what shims forward, until `stop` is set.
+    Containers are not touched by the end.
+    """
     async with contextlib.AsyncExitStack() as stack:
         database = await Database.open(settings.root / "meta.db", schema.MIGRATIONS)
         stack.push_async_callback(database.close)
@@ -116,14 +123,21 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         )
         await transfers.start()
         checkpoints = Checkpoints(content, differ, settings.root / "checkpoints")
-        tasks = Tasks(supervisor, containers, checkpoints, settings.runtime_root)
+        tasks = Tasks(
+            supervisor,
+            containers,
+            checkpoints,
+            runtime_root=settings.runtime_root,
+            shims=settings.config.shims,
+        )
+        forwarded = Forwarded(events, supervisor)
         disabled = settings.config.disabled
         served: dict[str, ServiceBase] = {
             "version": VersionService(importlib.metadata.version("buoy"), "buoy"),
             "namespaces": NamespacesService(Namespaces(database, events)),
             "containers": ContainersService(containers, images, content),
             "tasks": TasksService(tasks),
-            "events": EventsService(events),
+            "events": EventsService(events, forwarded),
             "content": ContentService(content),
             "snapshots": SnapshotsService(snapshots),
             "images": ImagesService(images, collector),
@@ -141,6 +155,9 @@ async def serve(settings: Settings, listener: socket.socket, stop: asyncio.Event
         server = Server(services)
         await server.serve(listener)
         stack.push_async_callback(server.close)
+        for_shims = rpc.ttrpc.Server([ForwardingService(forwarded)])
+        await for_shims.serve(shim_listener)
+        stack.push_async_callback(for_shims.close)
         stack.callback(asyncio.create_task(service_manager.watchdog()).cancel)
         monitor = Monitor(containers, supervisor, tasks, snapshots)
         stack.callback(asyncio.create_task(monitor.run()).cancel)

@@ -14,6 +14,7 @@ import errdefs
 GRPC = "io.containerd.grpc.v1"
 SNAPSHOTTER = "io.containerd.snapshotter.v1"
 SCHEDULER = "io.containerd.gc.v1.scheduler"
+TASK = "io.containerd.runtime.v2.task"
 
 _NOT_BUILT = "not built into this daemon: skip plugin"
 

@@ -95,7 +95,9 @@ class Recovery:
             log.warning("%s: its shim does not answer (%s): as it was last known", bundle.id, error.message)
             state = None
         if state is not None:
-            task.init = adopted(state, "")
+            # Of a foreign shim's task that has ended meanwhile, the shim is waited for to tell, but not long.
+            if not shim.foreign or state.status != Status.STOPPED or row.exit_pid == state.pid:
+                task.init = adopted(state, "")
             _note_unanswered(task)
         self._supervisor.tasks[task.place] = task
         epoch, seq = await self._facts(task, shim, row)
@@ -107,6 +109,8 @@ class Recovery:
     async def _facts(self, task: Task, shim: Shim, row: Row) -> tuple[str, int]:
         """Publish what the shim has to tell since this daemon stopped; returns the cursor."""
         epoch, seq = row.epoch, row.seq
+        if shim.foreign:
+            return epoch, seq
         try:
             while True:
                 answer = await shim.facts(epoch, seq, 0, timeout=_ANSWER)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -21,6 +20,8 @@ from pb.containerd.task.v2 import ConnectRequest, ConnectResponse, DeleteRespons
 from rpc.ttrpc import Client
 
 from containerd_svc.bundle import Bundle
+from containerd_svc.foreign_shims import ForeignShims, start_answer
+from containerd_svc.shim_command import call_shim
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,17 @@ _RECONNECT = 0.1  # seconds between two tries while the process lives
 
 
 class Shim:
-    """A live shim: its connection, made again when it breaks, and its process."""
+    """A live shim: its connection, made again when it breaks, and its process. One that is foreign tells no
+    facts, and may hold tasks of other bundles too.
+    """
 
-    def __init__(self, bundle: Bundle, client: Client, version: int, pid: int, pidfd: int) -> None:
+    def __init__(
+        self, bundle: Bundle, client: Client, version: int, pid: int, pidfd: int, *, foreign: bool = False
+    ) -> None:
         self.bundle = bundle
         self.pid = pid
         self.version = version
+        self.foreign = foreign
         self._client = client
         self._pidfd = pidfd
         self._loop = asyncio.get_running_loop()
@@ -84,6 +90,11 @@ class Shim:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.dead.wait(), _RECONNECT)
 
+    @property
+    def path(self) -> str:
+        """Its socket."""
+        return self._client.path
+
     def is_listed(self) -> bool:
         """Whether the shim's socket is there: one that was killed leaves it."""
         return os.path.exists(self._client.path)
@@ -116,10 +127,16 @@ class Shims:
         self._runtime_root = runtime_root
         self._debug = debug
         self._nursery: Client | None = None
+        self._foreign = ForeignShims(address=address, debug=debug)
 
     async def start(self, bundle: Bundle) -> Shim:
         """Start the bundle's shim, or find the one that a former call started. Raises Unavailable,
-        DeadlineExceeded."""
+        DeadlineExceeded; NotImplementedHere for a shim that speaks otherwise.
+        """
+        foreign = bundle.foreign_shim()
+        if foreign:
+            path, version = await self._foreign.start(bundle, foreign)
+            return await self._connect(bundle, path, version, 0, _CONNECT, foreign=True)
         try:
             reply = await self._ask_nursery(bundle)
         except _NoNursery as error:
@@ -136,6 +153,9 @@ class Shims:
         if found is None:
             raise errdefs.Unavailable(f"{bundle.path}: no shim was started")
         path, version = found
+        if bundle.foreign_shim():
+            self._foreign.read_log(bundle)
+            return await self._connect(bundle, path, version, 0, timeout, foreign=True)
         return await self._connect(bundle, path, version, bundle.pid("shim.pid"), timeout)
 
     async def delete(self, bundle: Bundle) -> DeleteResponse:
@@ -144,8 +164,15 @@ class Shims:
 
         Returns how the container ended. Raises Unavailable or DeadlineExceeded.
         """
+        foreign = bundle.foreign_shim()
+        if foreign:
+            return await self._foreign.delete(bundle, foreign)
         output = await self._run(bundle, ["-bundle", str(bundle.path), "delete"], _DELETE)
         return DeleteResponse.parse(output)
+
+    def forget(self, bundle: Bundle) -> None:
+        """Nothing is asked of the bundle's shim any more."""
+        self._foreign.forget(bundle)
 
     async def close(self) -> None:
         """Close the nursery's connection."""
@@ -176,40 +203,18 @@ class Shims:
         return await nursery.call("buoy.nursery.v1.Nursery", "Start", request, StartResponse, timeout=_START)
 
     async def _start_alone(self, bundle: Bundle) -> tuple[str, int]:
-        output = (await self._run(bundle, ["start"], _START)).decode().strip()
-        try:
-            found = json.loads(output)
-            return str(found["address"]).removeprefix("unix://"), int(found["version"])
-        except (ValueError, KeyError):
-            return output.removeprefix("unix://"), 2
+        return start_answer(await self._run(bundle, ["start"], _START))
 
     async def _run(self, bundle: Bundle, arguments: list[str], timeout: float) -> bytes:
-        """Run the shim's command (containerd's shim contract: flags, then `start` or `delete`), in the
+        """Run our shim's command (containerd's shim contract: flags, then `start` or `delete`), in the
         bundle."""
         flags = ["-namespace", bundle.namespace, "-id", bundle.id, "-address", self._address]
         flags += ["-sockets", str(self._sockets), "-runtime-root", self._runtime_root]
-        process = await asyncio.create_subprocess_exec(
-            *_shim_command(),
-            *flags,
-            *arguments,
-            cwd=bundle.path,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                output, errors = await process.communicate()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            raise errdefs.DeadlineExceeded(f"shim-svc {arguments[-1]}: no end in {timeout:g} s") from None
-        if process.returncode:
-            said = errors.decode(errors="replace").strip()
-            raise errdefs.Unavailable(f"shim-svc {arguments[-1]}: exit {process.returncode}: {said}")
-        return output
+        return await call_shim([*_shim_command(), *flags, *arguments], folder=bundle.path, timeout=timeout)
 
-    async def _connect(self, bundle: Bundle, path: str, version: int, pid: int, timeout: float) -> Shim:
+    async def _connect(
+        self, bundle: Bundle, path: str, version: int, pid: int, timeout: float, *, foreign: bool = False
+    ) -> Shim:
         client = await Client.connect(path, timeout=timeout)
         try:
             if not pid:
@@ -220,14 +225,19 @@ class Shims:
                     ConnectResponse,
                     timeout=timeout,
                 )
-                pid = connected.shim_pid
+                # The oldest of containerd's own said no more than the task's.
+                pid = connected.shim_pid or bundle.pid("shim.pid")
+            if not pid:
+                raise errdefs.Unavailable(f"the shim of {bundle.id} does not say which process it is")
             pidfd = os.pidfd_open(pid)
+            if foreign:
+                bundle.write_pid("shim.pid", pid)
         except BaseException as error:
             await client.close()
             if isinstance(error, ProcessLookupError):
                 raise errdefs.Unavailable(f"the shim of {bundle.id} has died") from error
             raise
-        return Shim(bundle, client, version, pid, pidfd)
+        return Shim(bundle, client, version, pid, pidfd, foreign=foreign)
 
 
 def _shim_command() -> list[str]:

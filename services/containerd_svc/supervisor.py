@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import betterproto2
 import errdefs
 from linux.crashpoints import crashpoint
 from pb.containerd.events import TaskExit
@@ -25,15 +26,19 @@ from pb.containerd.task.v2 import (
     ShutdownRequest,
     StartRequest,
     StartResponse,
+    WaitRequest,
+    WaitResponse,
 )
 from pb.containerd.v1.types import Status
+from pb.google.protobuf import Any as AnyMessage
 from pb.google.protobuf import Empty
 
 from containerd_svc import restart_policy
 from containerd_svc.bundle import Bundle, empty_trash
 from containerd_svc.containers import Containers
+from containerd_svc.events import packed_any
 from containerd_svc.shims import Shim, Shims
-from containerd_svc.task import Task
+from containerd_svc.task import Process, Task
 from containerd_svc.task_rows import Taken, TaskRows
 
 log = logging.getLogger(__name__)
@@ -48,6 +53,8 @@ _POLL_MS = 60_000  # how long the shim may hold a poll for facts
 _POLL = 75.0
 _FAREWELL = 3.0  # seconds for a shim to end after Shutdown, then it is killed
 _BURY_TRIES = 3
+_LATE = 2.0  # seconds from the end of a foreign shim's process to its event
+_TOLD = 1_000  # ends that are remembered as told
 _KILLED = 137
 
 
@@ -64,6 +71,7 @@ class Supervisor:
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._sweeping = False
+        self._told: dict[tuple[str, str, str, int], None] = {}  # ends that were told for a shim
 
     # Background work.
 
@@ -98,6 +106,7 @@ class Supervisor:
 
     def discard(self, bundle: Bundle) -> None:
         """Remove a bundle folder; its files go in a thread."""
+        self.shims.forget(bundle)
         bundle.remove()
         if not self._sweeping:
             self._sweeping = True
@@ -152,6 +161,9 @@ class Supervisor:
         """End a shim without a task: ask, then kill and clean up behind it."""
         with contextlib.suppress(errdefs.BuoyError):
             await shim.call("Shutdown", ShutdownRequest(id=shim.bundle.id, now=True), Empty, timeout=1.0)
+        if self._is_shared(shim):
+            await shim.close()
+            return
         try:
             async with asyncio.timeout(_FAREWELL):
                 await shim.dead.wait()
@@ -183,12 +195,13 @@ class Supervisor:
             await self.rows.cancel_restart(task.name)  # of an exit that was taken over during the deletion
             await self.rows.forget(task.name)
             if shim is not None:
-                try:
-                    async with asyncio.timeout(_FAREWELL):
-                        await shim.dead.wait()
-                except TimeoutError:
-                    log.warning("the shim of %s did not end: killed", task.bundle.id)
-                    shim.kill()
+                if not self._is_shared(shim):
+                    try:
+                        async with asyncio.timeout(_FAREWELL):
+                            await shim.dead.wait()
+                    except TimeoutError:
+                        log.warning("the shim of %s did not end: killed", task.bundle.id)
+                        shim.kill()
                 await shim.close()
             if task.place not in self.tasks:
                 self.discard(task.bundle)  # what the shim wrote on its way out
@@ -202,6 +215,16 @@ class Supervisor:
         if left is not None:
             async with asyncio.timeout(_FAREWELL + 2.0):
                 await left.wait()
+
+    def _is_shared(self, shim: Shim) -> bool:
+        """Whether another task is, or is being made, in the same foreign shim."""
+        return shim.foreign and any(
+            task.shim.pid == shim.pid
+            if task.shim is not None
+            else (task.bundle.bootstrap() or ("",))[0] == shim.path
+            for place, task in self.tasks.items()
+            if task.record.shim and place != (shim.bundle.namespace, shim.bundle.id)
+        )
 
     def _drop(self, task: Task) -> None:
         if task.timer is not None:
@@ -219,6 +242,10 @@ class Supervisor:
     async def _follow(self, task: Task, epoch: str, seq: int) -> None:
         shim = task.shim
         assert shim is not None
+        if shim.foreign:
+            task.has_facts = False
+            self.watch(task, task.init)
+            await shim.dead.wait()
         while True:
             try:
                 answer = await shim.facts(epoch, seq, _POLL_MS, timeout=_POLL)
@@ -250,6 +277,53 @@ class Supervisor:
         if taken.due_at and any(exit_.id in (task.bundle.id, "") for exit_ in exits):
             self.arm(task, taken.due_at)
 
+    # What shims tell that have no facts.
+
+    def was_told(self, namespace: str, message: betterproto2.Message) -> bool:
+        """Whether this is an end that was told already, since the shim's word of it was late."""
+        if not isinstance(message, TaskExit):
+            return False
+        return (namespace, message.container_id, message.id, message.pid) in self._told
+
+    async def tell(self, task: Task, topic: str, event: AnyMessage) -> None:
+        """Publish an event of a task, and take it over."""
+        self.apply(task, await self.rows.forward(task.name, topic, event, sandbox=task.bundle.sandbox_exists))
+
+    def watch(self, task: Task, process: Process) -> None:
+        """See to it that the end of a process in a foreign shim is told: its event is lost when this daemon
+        is away for longer than the shim tries."""
+        what = f"end of {process.exec_id or 'init'} of {task.bundle.id}"
+        self.spawn(self._watch(task, task.shim, process), what)
+
+    async def _watch(self, task: Task, shim: Shim | None, process: Process) -> None:
+        while shim is not None and task.shim is shim and not shim.dead.is_set():
+            request = WaitRequest(id=task.bundle.id, exec_id=process.exec_id)
+            try:
+                reply = await shim.call("Wait", request, WaitResponse, timeout=0)
+            except errdefs.Unavailable:
+                await shim.reconnected()
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LATE):
+                    await process.ended.wait()
+            if not process.ended.is_set() and task.shim is shim:
+                await self._tell_end(task, process, reply)
+            return
+
+    async def _tell_end(self, task: Task, process: Process, reply: WaitResponse) -> None:
+        exited = TaskExit(
+            container_id=task.bundle.id,
+            id=process.exec_id or task.bundle.id,
+            pid=process.pid,
+            exit_status=reply.exit_status,
+            exited_at=reply.exited_at,
+        )
+        self._told[(task.bundle.namespace, exited.container_id, exited.id, exited.pid)] = None
+        if len(self._told) > _TOLD:
+            del self._told[next(iter(self._told))]
+        await self.tell(task, "/tasks/exit", packed_any(exited))
+        process.exited(reply.exit_status, reply.exited_at)
+
     # Death of a shim.
 
     async def bury(self, task: Task, shim: Shim | None) -> None:
@@ -280,6 +354,9 @@ class Supervisor:
             return
         exit_status = _KILLED
         exited_at = datetime.datetime.now(datetime.UTC)
+        if task.record.shim:
+            pid = pid or reply.pid
+            exit_status, exited_at = reply.exit_status, reply.exited_at or exited_at
         if record is not None:
             exit_status = int(record["exit_status"])
             exited_at = datetime.datetime.fromisoformat(str(record["exited_at"])[:26].rstrip("Z") + "+00:00")
@@ -334,6 +411,8 @@ class Supervisor:
                 return
             if task.shim is None:
                 await self._relaunch(task)
+            elif task.shim.foreign:
+                await self._replace(task, task.shim)
             elif task.init.status != Status.CREATED and not await self._recreate(task, task.shim):
                 return
             shim = task.shim
@@ -374,6 +453,17 @@ class Supervisor:
         task.init = task.new_init()
         task.init.pid = reply.pid
         return True
+
+    async def _replace(self, task: Task, shim: Shim) -> None:
+        """Delete the task in a foreign shim, and make it in a new one: none promises to take another."""
+        if task.init.status != Status.CREATED:
+            with contextlib.suppress(errdefs.NotFound):
+                await shim.call("Delete", DeleteRequest(id=task.bundle.id), DeleteResponse, timeout=DELETE)
+        task.shim = None
+        if task.follower is not None:
+            task.follower.cancel()
+        await self.dismiss(shim)
+        await self._relaunch(task)
 
     async def _relaunch(self, task: Task) -> None:
         """A new shim and bundle for a task whose shim has died."""

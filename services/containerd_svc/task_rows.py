@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import betterproto2
 import errdefs
@@ -23,6 +24,7 @@ from pb.buoy.events.v1 import RestartDecision
 from pb.buoy.facts.v1 import Fact, NextResponse
 from pb.containerd.events import TaskDelete, TaskExit
 from pb.containerd.v1.types import Status
+from pb.google.protobuf import Any as AnyMessage
 from storage.database import Database
 
 from containerd_svc import containers, restart_policy
@@ -136,6 +138,29 @@ class TaskRows:
         crashpoint("containerd.facts.taken")
         return taken
 
+    async def forward(
+        self, name: TaskName, topic: str, event: AnyMessage, *, sandbox: Callable[[], bool]
+    ) -> Taken:
+        """Publish what a shim without facts told of its task, and decide on a restart after an exit; one
+        transaction. An exit of init that was published already is not published again, and not among what is
+        taken.
+        """
+
+        def change(connection: sqlite3.Connection, record: Recorder) -> Taken:
+            row = _load(connection, name)
+            message = unpacked(event.type_url, event.value)
+            if _is_init_exit(message, row) and message.pid == row.exit_pid:
+                return Taken((), row.epoch, row.seq, row.due_at)
+            written = record(name.namespace, topic, event)
+            if message is None:
+                return Taken((), row.epoch, row.seq, row.due_at)
+            fact = Fact(topic=topic, timestamp=written.moment, event=event)
+            self._apply(connection, record, row, fact, message, sandbox)
+            _save(connection, row)
+            return Taken(((topic, message),), row.epoch, row.seq, row.due_at)
+
+        return await self._events.transact(change, durable=False)
+
     async def bury(
         self,
         name: TaskName,
@@ -227,7 +252,7 @@ class TaskRows:
             row.status = Status.PAUSED
         elif fact.topic == "/tasks/resumed":
             row.status = Status.RUNNING
-        elif isinstance(message, TaskExit) and message.id in (row.id, ""):
+        elif _is_init_exit(message, row):
             self._exited(connection, record, row, message, sandbox)
 
     def _exited(
@@ -277,6 +302,10 @@ def cancel_in(connection: sqlite3.Connection, record: Recorder, namespace: str, 
     _save(connection, row)
     _publish(record, row)
     return True
+
+
+def _is_init_exit(message: betterproto2.Message | None, row: Row) -> TypeGuard[TaskExit]:
+    return isinstance(message, TaskExit) and message.id in (row.id, "")
 
 
 def _publish(record: Recorder, row: Row) -> None:

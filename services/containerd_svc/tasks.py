@@ -25,6 +25,7 @@ from containerd_svc import identifiers, runtimes
 from containerd_svc.bundle import Bundle, TaskRecord
 from containerd_svc.checkpoints import Checkpoints, image_path, restore_path
 from containerd_svc.containers import Container, Containers
+from containerd_svc.runtimes import Runtime
 from containerd_svc.shims import Shim
 from containerd_svc.supervisor import CREATE, DELETE, SHORT, START, Supervisor
 from containerd_svc.task import Process, Task
@@ -34,22 +35,31 @@ M = TypeVar("M", bound=Message)
 
 _GLANCE = 0.1  # seconds that a read waits for what the shim knows better
 _DYING = 0.2  # seconds from the loss of a shim's connection to the news of its death
+_TOLD = 1.0  # seconds for the event of an end
 _STATE = 2.0  # seconds to learn of a process from its shim
 _STATS = 2.0
 CHECKPOINT = 630.0  # more than the shim gives CRIU
 
 
 class Tasks:
-    """The verbs. `namespace` and `container_id` name a task, `exec_id` one of its processes, empty the
-    init."""
+    """The verbs. `namespace` and `container_id` name a task, `exec_id` one of its processes, empty the init.
+    shims: those that the configuration gives to names of runtimes.
+    """
 
     def __init__(
-        self, supervisor: Supervisor, containers: Containers, checkpoints: Checkpoints, runtime_root: str
+        self,
+        supervisor: Supervisor,
+        containers: Containers,
+        checkpoints: Checkpoints,
+        *,
+        runtime_root: str,
+        shims: Mapping[str, str],
     ) -> None:
         self._supervisor = supervisor
         self._containers = containers
         self._checkpoints = checkpoints
         self._runtime_root = runtime_root
+        self._shims = shims
 
     # Life cycle.
 
@@ -64,12 +74,12 @@ class Tasks:
         source = request.checkpoint if request.checkpoint and request.checkpoint.digest else None
         if source is not None:
             await self._checkpoints.check(namespace, source)
-        binary = runtimes.binary_of(container.runtime, request.runtime_path)
+        runtime = runtimes.resolve(container.runtime, request.runtime_path, shims=self._shims)
         if request.task_api_address:
             raise errdefs.NotImplementedHere("tasks inside a sandbox's shim are not implemented")
         bundle = Bundle(self._supervisor.state, namespace, container.id)
-        wanted = self._shim_request(container, bundle, request, binary)
-        record = TaskRecord(wanted, request.runtime_path or container.runtime, call_key)
+        wanted = self._shim_request(container, bundle, request, runtime)
+        record = TaskRecord(wanted, request.runtime_path or container.runtime, call_key, runtime.shim)
         spec = container.spec.value if container.spec is not None else b""
         there = self._supervisor.tasks.get((namespace, container.id))
         if there is not None:
@@ -121,6 +131,8 @@ class Tasks:
         request = v2.StartRequest(id=task.bundle.id, exec_id=process.exec_id)
         reply = await shim.call("Start", request, v2.StartResponse, timeout=CHECKPOINT if restored else START)
         process.running(reply.pid)
+        if process.exec_id and shim.foreign:
+            self._supervisor.watch(task, process)
         if restored == _images_of(task.bundle):
             await self._checkpoints.drop(Path(restored))  # they lie in memory
         if not process.exec_id:
@@ -146,6 +158,8 @@ class Tasks:
             request = v2.DeleteRequest(id=task.bundle.id)
             try:
                 reply = await shim.call("Delete", request, v2.DeleteResponse, timeout=DELETE)
+                if shim.foreign:
+                    await _settled(ended.ended, _TOLD)  # the end is published while the task is known
                 ended.pid = reply.pid or ended.pid
                 ended.exited(reply.exit_status, reply.exited_at)
             except errdefs.NotFound:
@@ -383,7 +397,10 @@ class Tasks:
             raise errdefs.NotFound(f'process "{exec_id}" of task {task.bundle.id}: not found')
         request = v2.StateRequest(id=task.bundle.id, exec_id=exec_id)
         state = await task.shim.call("State", request, v2.StateResponse, timeout=_STATE)
-        return task.execs.setdefault(exec_id, adopted(state, exec_id))
+        process = task.execs.setdefault(exec_id, adopted(state, exec_id))
+        if task.shim.foreign and process.status != Status.STOPPED:
+            self._supervisor.watch(task, process)
+        return process
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T], task: Task, verb: str) -> T:
         """Run `work` on even when the caller goes away; note then that nobody got its result."""
@@ -395,7 +412,7 @@ class Tasks:
             raise
 
     def _shim_request(
-        self, container: Container, bundle: Bundle, request: CreateTaskRequest, binary: str
+        self, container: Container, bundle: Bundle, request: CreateTaskRequest, runtime: Runtime
     ) -> v2.CreateTaskRequest:
         options = request.options
         if options is None or not options.value:
@@ -410,7 +427,7 @@ class Tasks:
             stderr=request.stderr,
             checkpoint=restore_path(request.options)
             or (_images_of(bundle) if request.checkpoint and request.checkpoint.digest else ""),
-            options=runtimes.options_for(options, binary=binary, root=self._runtime_root),
+            options=runtimes.options_for(options, runtime, root=self._runtime_root),
         )
 
 

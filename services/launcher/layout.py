@@ -13,8 +13,8 @@ from pathlib import Path
 
 #: sun_path holds 108 bytes, the last of which ends the string (unix(7)).
 LONGEST_SOCKET_PATH = 107
-#: The longest name below `run/` that a socket gets: the task socket of a shim.
-LONGEST_SOCKET_NAME = "run/s/0123456789abcdef.t"
+#: The longest name that a socket gets: where shims of others tell their events.
+LONGEST_SOCKET_NAME = "run/containerd.sock.ttrpc"
 
 
 class Refused(Exception):
@@ -175,7 +175,10 @@ def services(layout: Layout) -> tuple[Service, ...]:
                 *("--root", str(layout.lib / "containerd"), "--state", str(run / "containerd")),
                 *(*shims, *runtime, "--nursery", str(run / "shim.sock")),
             ),
-            sockets=(Socket("containerd.sock", run / "containerd.sock"),),
+            sockets=(
+                Socket("containerd.sock", run / "containerd.sock"),
+                Socket("containerd.sock.ttrpc", run / "containerd.sock.ttrpc"),
+            ),
             # Where no nursery answers it starts shims itself, and they are to live on when it is stopped.
             kill_mode="process",
         ),

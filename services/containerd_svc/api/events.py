@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import errdefs
 from pb.containerd.services.events import v1 as pb
 from pb.containerd.types import Envelope
 from pb.google.protobuf import Any as AnyMessage
@@ -13,6 +12,7 @@ from rpc.grpc import current_call
 
 from containerd_svc.api.call import namespace
 from containerd_svc.events import Events, cursor_of
+from containerd_svc.forwarded import Forwarded
 
 _AFTER = "buoy-events-after"
 _RESUMED = "buoy-events-resumed"
@@ -21,20 +21,16 @@ _RESUMED = "buoy-events-resumed"
 class EventsService(pb.EventsBase):
     """The exchange on the wire."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, forwarded: Forwarded) -> None:
         self._events = events
+        self._forwarded = forwarded
 
     async def publish(self, message: pb.PublishRequest) -> Empty:
-        await self._events.publish(namespace(), message.topic, message.event or AnyMessage())
+        await self._forwarded.publish(namespace(), message.topic, message.event or AnyMessage())
         return Empty()
 
     async def forward(self, message: pb.ForwardRequest) -> Empty:
-        envelope = message.envelope
-        if envelope is None:
-            raise errdefs.InvalidArgument("envelope is missing: invalid argument")
-        if envelope.timestamp is None:
-            raise errdefs.InvalidArgument("timestamp must be set on forwarded event: invalid argument")
-        await self._events.publish(envelope.namespace, envelope.topic, envelope.event or AnyMessage())
+        await self._forwarded.forward(message.envelope)
         return Empty()
 
     async def subscribe(self, message: pb.SubscribeRequest) -> AsyncIterator[Envelope]:

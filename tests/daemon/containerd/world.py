@@ -75,6 +75,8 @@ class World:
         self.log = self.dir / "log"
         self.options: dict[str, str] = {}
         """Further options of the daemon."""
+        self.environment: dict[str, str] = {}
+        """What the daemon's environment has otherwise than the test's."""
         self.nursery: subprocess.Popen[bytes] | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
         self.channel = Channel(self.address, namespace="moby", timeout=30)
@@ -112,7 +114,10 @@ class World:
     def start_daemon(self, environment: Mapping[str, str] | None = None) -> None:
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, env={**os.environ, **(environment or {})}
+                self.command(),
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment, **(environment or {})},
             )
 
     async def up(self) -> None:
@@ -352,10 +357,13 @@ def _quietly(*command: str | Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(rootfs: Path, **options: str) -> AsyncIterator[World]:
-    """A world that is up, its daemon with these options, and gone afterwards."""
+async def running(
+    rootfs: Path, environment: Mapping[str, str] | None = None, **options: str
+) -> AsyncIterator[World]:
+    """A world that is up, its daemon with these options and variables, and gone afterwards."""
     world = World(rootfs)
     world.options.update(options)
+    world.environment.update(environment or {})
     try:
         await world.up()
         yield world

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import errdefs
 import pytest
-from containerd_svc.runtimes import binary_of, options_for
+from containerd_svc.runtimes import Runtime, options_for, resolve
 from pb.containerd.runc.v1 import Options
 from pb.google.protobuf import Any as AnyMessage
 
+OURS = "io.containerd.runc.v2"
 KIND = "containerd.runc.v1.Options"
 
 
@@ -23,38 +24,47 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_names_and_paths(folder: Path) -> None:
-    assert binary_of("io.containerd.runc.v2") == ""
-    assert binary_of("crun") == f"{folder}/crun"
-    assert binary_of(f"{folder}/crun") == f"{folder}/crun"
-    assert binary_of("io.containerd.runc.v2", f"{folder}/crun") == f"{folder}/crun"
-    assert binary_of(f"{folder}/shim-svc") == ""
+    crun, other = Runtime(binary=f"{folder}/crun"), Runtime(shim=f"{folder}/containerd-shim-other-v1")
+    assert resolve(OURS, shims={}) == Runtime()
+    assert resolve("crun", shims={}) == crun
+    assert resolve(f"{folder}/crun", shims={}) == crun
+    assert resolve(OURS, f"{folder}/crun", shims={}) == crun
+    assert resolve(f"{folder}/shim-svc", shims={}) == Runtime()
+    assert resolve("io.containerd.other.v1", shims={}) == other
+    assert resolve("org.example.other.v1", shims={}) == other
+    assert resolve(f"{folder}/containerd-shim-other-v1", shims={}) == other
+    assert resolve(OURS, shims={OURS: other.shim}) == other
+    assert resolve("crun", shims={OURS: other.shim}) == crun
+    assert resolve(OURS, f"{folder}/crun", shims={OURS: other.shim}) == crun
 
 
 @pytest.mark.parametrize(
     ("runtime", "path", "error", "text"),
     [
         ("io.containerd.nothing.v9", "", errdefs.InvalidArgument, '"containerd-shim-nothing-v9": file does'),
-        ("io.containerd.other.v1", "", errdefs.NotImplementedHere, "containerd-shim-other-v1 is not ours"),
         ("nothing", "", errdefs.InvalidArgument, "invalid runtime name nothing"),
         ("../crun", "", errdefs.InvalidArgument, "invalid runtime name ../crun"),
         ("io.containerd.runc.v2", "crun", errdefs.InvalidArgument, "not absolute"),
         ("/no/such", "", errdefs.InvalidArgument, "no program"),
         ("{}/plain", "", errdefs.InvalidArgument, "no program"),
         ("{}", "", errdefs.InvalidArgument, "no program"),
-        ("{}/containerd-shim-other-v1", "", errdefs.NotImplementedHere, "is not ours"),
+        ("{}/containerd-shim-none-v1", "", errdefs.InvalidArgument, "no program"),
+        ("gone.v1", "", errdefs.InvalidArgument, "/no/such is no program"),
     ],
 )
 def test_what_cannot_be(
     folder: Path, runtime: str, path: str, error: type[errdefs.BuoyError], text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        binary_of(runtime.format(folder), path)
+        resolve(runtime.format(folder), path, shims={"gone.v1": "/no/such"})
 
 
 def test_options() -> None:
-    def made(options: Options | None, binary: str = "") -> Options:
+    def made(options: Options | None, binary: str = "", shim: str = "") -> Options:
         given = None if options is None else AnyMessage(type_url=KIND, value=bytes(options))
-        return Options.parse(options_for(given, binary=binary, root="/states").value)
+        filled = options_for(given, Runtime(binary, shim), root="/states")
+        assert filled is not None
+        return Options.parse(filled.value)
 
     assert made(None) == Options(root="/states")
     wanted = Options(root="/other", binary_name="x", systemd_cgroup=True, io_uid=5, no_pivot_root=True)
@@ -66,5 +76,11 @@ def test_options() -> None:
         made(Options(shim_cgroup="/x"))
     with pytest.raises(errdefs.NotImplementedHere):
         made(Options(task_api_address="/x"))
+    other = AnyMessage(type_url="runtimeoptions.v1.Options", value=b"x")
     with pytest.raises(errdefs.InvalidArgument, match="task options of type"):
-        options_for(AnyMessage(type_url="runtimeoptions.v1.Options", value=b"x"), binary="", root="/")
+        options_for(other, Runtime(), root="/")
+    # Another shim knows more options, and kinds of them.
+    assert made(Options(shim_cgroup="/x"), shim="/s") == Options(shim_cgroup="/x", root="/states")
+    assert made(None, shim="/bin/containerd-shim-runc-v2") == Options(root="/states")
+    assert options_for(None, Runtime(shim="/bin/containerd-shim-kata-v2"), root="/states") is None
+    assert options_for(other, Runtime(shim="/bin/containerd-shim-runc-v2"), root="/states") == other
