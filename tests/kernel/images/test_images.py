@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import errdefs
 import pytest
 from dockerd_api.images import Images
+from dockerd_api.images.queries import Detail
 from dockerd_api.images.removal import User
 
 from tests.support.archives import chunks, saved_image, tar
@@ -330,3 +332,30 @@ async def test_ids_of_an_earlier_version(engine: Engine) -> None:
     await engine.load(archive)
     found = await engine.images.successors([config_digest, await engine.id("a:1"), "sha256:nothing"])
     assert {old: image.id for old, image in found.items()} == {config_digest: await engine.id("a:1")}
+
+
+async def test_loads_beside_prune(engine: Engine) -> None:
+    """Nothing of an image that is being loaded is pruned, though its layers have no name yet."""
+    done = asyncio.Event()
+    pruned = 0
+
+    async def prune() -> None:
+        nonlocal pruned
+        while not done.is_set():
+            await engine.images.prune({})
+            pruned += 1
+
+    async def load(number: int) -> None:
+        _, archive = saved_image([f"a:{number}"], [{"f": b"same"}, {"g": str(number).encode() * 5000}])
+        assert await engine.load(archive) == [f"Loaded image: a:{number}\n"]
+        image = await engine.images.resolve(f"a:{number}")
+        await engine.images.prepare_snapshot(f"container{number}", image)
+
+    pruning = asyncio.create_task(prune())
+    await asyncio.gather(*(load(number) for number in range(15)))
+    done.set()
+    await pruning
+    assert pruned
+    walked = await engine.images.queries.entries({}, detail=Detail(manifests=True))
+    assert len(walked) == 15
+    assert all(entry["Manifests"][0]["Available"] for entry in walked)
