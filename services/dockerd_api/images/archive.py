@@ -12,7 +12,7 @@ from typing import Any
 
 import errdefs
 
-from dockerd_api.images import reference
+from dockerd_api.images import documents, reference
 from dockerd_api.images.blobs import DOCUMENT_LIMIT, digest_of
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Piece, Spool
@@ -130,6 +130,8 @@ def _docker_image(spool: Spool, entry: Any) -> ArchivedImage:
 
 def _oci_images(spool: Spool, index: Any, architecture: str) -> list[ArchivedImage]:
     found = []
+    if isinstance(index, dict) and any(index.get(key) for key in ("layers", "config")):
+        raise errdefs.InvalidArgument("invalid archive: index.json is an index and a manifest at once")
     for descriptor in _descriptors(index, "manifests", "index.json"):
         annotations = descriptor.get("annotations") or {}
         name = annotations.get(_NAME) or annotations.get(_REF_NAME) or ""
@@ -145,7 +147,9 @@ def _chosen(spool: Spool, descriptor: Mapping[str, Any], architecture: str) -> M
     if descriptor.get("mediaType") not in _INDEXES:
         return None if _is_attestation(descriptor) else descriptor
     digest = descriptor["digest"]
-    below = _descriptors(_parse(_blob(spool, digest), digest), "manifests", digest)
+    data = _blob(spool, digest)
+    documents.index(data, documents.descriptor(descriptor, "index.json"))
+    below = _descriptors(_parse(data, digest), "manifests", digest)
     images = [entry for entry in below if not _is_attestation(entry)]
     for entry in images:
         platform = entry.get("platform") or {}
@@ -163,6 +167,7 @@ def _is_attestation(descriptor: Mapping[str, Any]) -> bool:
 
 def _oci_image(spool: Spool, descriptor: Mapping[str, Any], tags: tuple[Reference, ...]) -> ArchivedImage:
     data = _blob(spool, descriptor["digest"])
+    documents.manifest(data, documents.descriptor(descriptor, "index.json"))
     manifest = _parse(data, descriptor["digest"])
     if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
         raise errdefs.InvalidArgument(f"invalid archive: {descriptor['digest']} is no image manifest")
@@ -221,7 +226,7 @@ def _document(spool: Spool, piece: Piece, name: str) -> Any:
 
 def _parse(data: bytes, what: str) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=documents.unique_keys)
     except (ValueError, RecursionError) as error:
         raise errdefs.InvalidArgument(f"invalid archive: failed to decode {what}: {error}") from error
 

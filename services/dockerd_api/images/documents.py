@@ -117,7 +117,7 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
     twice.
     """
     try:
-        document = json.loads(data, object_pairs_hook=_once)
+        document = json.loads(data, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise errdefs.InvalidArgument(f"failed to decode {what}: {error}") from error
     if not isinstance(document, dict):
@@ -214,7 +214,7 @@ def _check_kind(document: Mapping[str, Any], described: Descriptor, foreign: Seq
             raise errdefs.InvalidArgument(f"{described.digest}: {key} in a {described.media_type}")
 
 
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")

@@ -121,6 +121,37 @@ async def test_oci_blob_that_lies(tmp_path: Path) -> None:
         await read(tar(files | {name: CONFIG + b" "}), tmp_path)
 
 
+def relabelled(kind: str) -> dict[str, bytes]:
+    """The layout, whose nested index is announced with another media type than it has itself."""
+    files = oci()
+    name = next(name for name, data in files.items() if name.startswith("blobs") and b'"manifests"' in data)
+    data = json.dumps(json.loads(files[name]) | {"mediaType": kind}).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    top = json.loads(files["index.json"])
+    top["manifests"][0] |= {"digest": f"sha256:{digest}", "size": len(data)}
+    return files | {"index.json": json.dumps(top).encode(), f"blobs/sha256/{digest}": data}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        oci() | {"index.json": b'{"manifests":[],"layers":[{}]}'},
+        oci() | {"index.json": b'{"manifests":[],"manifests":[]}'},
+        relabelled("application/vnd.oci.image.manifest.v1+json"),
+    ],
+    ids=["index and manifest", "a key twice", "another media type"],
+)
+async def test_what_can_be_read_in_two_ways(files: dict[str, bytes], tmp_path: Path) -> None:
+    with pytest.raises(errdefs.InvalidArgument):
+        await read(tar(files), tmp_path)
+
+
+async def test_a_layout_with_its_media_types(tmp_path: Path) -> None:
+    files = relabelled("application/vnd.oci.image.index.v1+json")
+    [image] = await read(tar(files), tmp_path)
+    assert image.manifest
+
+
 HUGE = b"[" * 100_000
 
 
