@@ -109,20 +109,30 @@ class PullProgress(_Progress):
             if not any(blob.kind == "manifest" for blob in self._blobs.values()):
                 return
             yield self._begin()
-        for blob in self._shown():
+        for blob in self._moving():
             yield from _pulled(blob)
 
     def end(self, digest: str, *, newer: bool) -> Iterator[bytes]:
         """What is said of a pull that went well: the image's digest, and whether it was not here before."""
         if not self._begun:
             yield self._begin()
-        for blob in self._shown():
+        for blob in self._moving():
             if blob.step < Step.DONE:
                 blob.step = Step.DONE
             yield from _pulled(blob)
         yield status(f"Digest: {digest}")
         said = "Downloaded newer image" if newer else "Image is up to date"
         yield status(f"Status: {said} for {self._name.familiar}")
+
+    def _moving(self) -> list[_Blob]:
+        """What is shown; nothing as long as the manifest was here and so, it seems, is all of its image."""
+        manifests = [blob for blob in self._blobs.values() if blob.kind == "manifest"]
+        shown = self._shown()
+        if all(blob.step is Step.EXISTS for blob in manifests) and all(
+            blob.step in (Step.WAITING, Step.EXISTS) for blob in shown
+        ):
+            return []
+        return shown
 
     def _begin(self) -> bytes:
         self._begun = True

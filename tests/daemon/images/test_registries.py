@@ -1,0 +1,134 @@
+"""The docker client against registries: pull, login, and what goes wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.archives import tar
+from tests.support.engine import Engine
+from tests.support.registry import NAME, PASSWORD, LocalRegistry
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
+    with LocalRegistry(tmp_path_factory.mktemp("plain")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
+    with LocalRegistry(tmp_path_factory.mktemp("locked"), htpasswd=True) as made:
+        yield made
+
+
+def layer(size: int) -> bytes:
+    return gzip.compress(tar({"file": os.urandom(size)}), 1)
+
+
+def said(answer: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def pull(engine: Engine, name: str, tag: str = "", **parameters: str) -> httpx.Response:
+    with engine.http() as http:
+        return http.post("/v1.45/images/create", params={"fromImage": name, "tag": tag, **parameters})
+
+
+def test_pull(engine: Engine, registry: LocalRegistry) -> None:
+    name = f"{registry.address}/a/b"
+    first = registry.put_image("a/b", "1", [layer(10), layer(1000)])
+    answer = pull(engine, name, "1")
+    assert answer.status_code == 200
+    lines = said(answer)
+    assert lines[0] == {"status": "Pulling from a/b", "id": "1"}
+    steps = [each["status"] for each in lines if each.get("id") not in (None, "1")]
+    assert [steps.count(step) for step in ("Pulling fs layer", "Download complete", "Pull complete")] == [
+        2
+    ] * 3
+    assert [each["status"] for each in lines[-2:]] == [
+        f"Digest: {first['digest']}",
+        f"Status: Downloaded newer image for {name}:1",
+    ]
+    assert engine.out("images", "-q", "--no-trunc", f"{name}:1") == first["digest"]
+    assert [each["status"] for each in said(pull(engine, name, "1"))] == [
+        "Pulling from a/b",
+        f"Digest: {first['digest']}",
+        f"Status: Image is up to date for {name}:1",
+    ]
+    second = registry.put_image("a/b", "1", [layer(20)])
+    assert f"Digest: {second['digest']}" in engine.out("pull", f"{name}:1")
+    dangling = engine.out("images", "-q", "--no-trunc", "-f", "dangling=true").split()
+    assert first["digest"] in dangling  # it has lost its name, and stays
+    digest = f"{name}@{first['digest']}"
+    assert engine.out("pull", "-q", digest) == digest
+    assert first["digest"] not in engine.out("images", "-q", "--no-trunc", "-f", "dangling=true").split()
+    engine.out("rmi", f"{name}:1", digest)
+
+
+def test_all_tags(engine: Engine, registry: LocalRegistry) -> None:
+    name = f"{registry.address}/all"
+    for tag in "12":
+        registry.put_image("all", tag, [layer(10)])
+    engine.out("pull", "-a", name)
+    assert sorted(engine.out("images", "--format", "{{.Tag}}", name).split()) == ["1", "2"]
+    engine.out("rmi", f"{name}:1", f"{name}:2")
+
+
+def test_platforms(engine: Engine, registry: LocalRegistry) -> None:
+    images = [
+        (registry.put_image("many", "", [layer(10)], ("linux", machine)), machine)
+        for machine in ("amd64", "s390x")
+    ]
+    index = registry.put_index("many", "1", images)
+    name = f"{registry.address}/many"
+    assert said(pull(engine, name, "1"))[-2]["status"] == f"Digest: {index['digest']}"
+    assert said(pull(engine, name, "1", platform="linux/s390x"))[-2]["status"] == f"Digest: {index['digest']}"
+    answer = pull(engine, name, "1", platform="linux/arm64")
+    assert answer.status_code == 404
+    assert answer.json()["message"].startswith("no matching manifest for linux/arm64 in the manifest list")
+    with engine.http() as http:
+        found = http.get(f"/v1.45/distribution/{name}:1/json").json()
+    assert found["Descriptor"]["digest"] == index["digest"]
+    assert [each["architecture"] for each in found["Platforms"]] == ["amd64", "s390x"]
+    engine.out("rmi", f"{name}:1")
+
+
+def test_what_is_not_there(engine: Engine, registry: LocalRegistry) -> None:
+    registry.put_image("there", "1", [layer(10)])
+    name = f"{registry.address}/there"
+    answer = pull(engine, name, "2")
+    assert answer.status_code == 404
+    assert answer.json()["message"] == f'failed to resolve reference "{name}:2": {name}:2: not found'
+    answer = pull(engine, f"{registry.address}/nowhere")
+    assert answer.status_code == 404
+    assert answer.json()["message"] == (
+        f"repository {registry.address}/nowhere not found: "
+        "name unknown: repository name not known to registry"
+    )
+    answer = pull(engine, "127.0.0.1:1/a", "1")
+    assert answer.status_code == 500
+    assert answer.json()["message"].endswith("dial tcp 127.0.0.1:1: connect: connection refused")
+
+
+def test_login(engine: Engine, locked: LocalRegistry, tmp_path: Path) -> None:
+    name = f"{locked.address}/a"
+    config = ("--config", str(tmp_path))
+    login = (*config, "login", "-u", NAME, "--password-stdin", locked.address)
+    done = engine.docker(*login, input="wrong")
+    assert (done.returncode, "401 Unauthorized" in done.stderr) == (1, True)
+    done = engine.docker(*config, "pull", f"{name}:1")
+    assert (done.returncode, "no basic auth credentials" in done.stderr) == (1, True)
+    assert engine.docker(*login, input=PASSWORD).returncode == 0
+    done = engine.docker(*config, "pull", f"{name}:1")
+    assert (done.returncode, "not found" in done.stderr) == (1, True)
+    assert "Removing" in engine.out(*config, "logout", locked.address)
