@@ -196,7 +196,7 @@ class Crashing:
         self.done("transfer", attempt)
 
     def pulled(self) -> None:
-        """An image of a registry whose line breaks, pulled by the daemon."""
+        """An image of a registry whose line breaks, pulled by a client of containerd, then by Docker's."""
         data = os.urandom(3_000_000)
         with (
             LocalRegistry(self.folder / "registry") as registry,
@@ -223,6 +223,8 @@ class Crashing:
                 return True
 
             self.done("pull", attempt)
+            self.done("docker pull", lambda: self.docker("pull", name).returncode == 0)
+            self.done("rmi pulled", partial(self.absent, "No such image", "rmi", "-f", name))
 
     def kept(self) -> None:
         def attempt() -> bool:
