@@ -62,12 +62,12 @@ def read_document(spool: Spool, name: str) -> Any:
 
 def read(spool: Spool, architecture: str) -> list[ArchivedImage]:
     """The images, all checked as far as their documents tell. Raises InvalidArgument. Blocks."""
-    manifest = spool.piece("manifest.json")
-    if manifest is not None:
-        return _docker_images(spool, _document(spool, manifest, "manifest.json"))
     index = spool.piece("index.json")
     if index is not None and spool.piece("oci-layout") is not None:
         return _oci_images(spool, _document(spool, index, "index.json"), architecture)
+    manifest = spool.piece("manifest.json")
+    if manifest is not None:
+        return _docker_images(spool, _document(spool, manifest, "manifest.json"))
     raise errdefs.InvalidArgument("invalid archive: does not contain a manifest.json")
 
 

@@ -14,6 +14,7 @@ from rpc.grpc import Channel
 
 _CHUNK = 1024 * 1024
 _AHEAD = 3  # chunks that are sent before their answers are waited for
+_LONGEST_READ = 24 * 3600.0  # seconds; as fast as a client takes it
 _ABORT_TRIES, _ABORT_PAUSE = 40, 0.05  # seconds
 _WRITE = "/containerd.services.content.v1.Content/Write"
 DOCUMENT_LIMIT = 8 * 1024 * 1024  # bytes of a manifest, config or index
@@ -149,6 +150,11 @@ class Blobs:
             if len(found) > DOCUMENT_LIMIT:
                 raise errdefs.ResourceExhausted(f"{digest} is too large for a manifest or config")
         return bytes(found)
+
+    async def read(self, digest: str) -> AsyncIterator[bytes]:
+        """A blob from its beginning to its end. Raises NotFound."""
+        async for answer in self._content.read(pb.ReadContentRequest(digest=digest), timeout=_LONGEST_READ):
+            yield answer.data
 
     async def abort(self, ref: str) -> None:
         """Throw an ingest away; fine when there is none. When containerd is gone, the next start's `recover`

@@ -7,31 +7,25 @@ collects what it held.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import platform
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import errdefs
 from linux.crashpoints import crashpoint
-from pb.containerd.services.leases import v1 as pb
-from rpc.grpc import Channel
 
 from dockerd_api.images.archive import ArchivedImage, ArchivedLayer
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog
 from dockerd_api.images.documents import Descriptor
+from dockerd_api.images.leases import PREFIX, Leases
 from dockerd_api.images.model import Image, Layer, chain_ids
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Spool, compression, decompressed, peeked
 from dockerd_api.images.unpack import SNAPSHOTTER, Trees
 
-_LEASE = "dockerd-"
-_LEASE_HOURS = 24
-_COLLECT_TIMEOUT = 60.0
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -51,9 +45,9 @@ class Loader:
     """Writes images into containerd."""
 
     def __init__(
-        self, channel: Channel, blobs: Blobs, trees: Trees, catalog: Catalog, publish: Publish
+        self, leases: Leases, blobs: Blobs, trees: Trees, catalog: Catalog, publish: Publish
     ) -> None:
-        self._leases = pb.LeasesStub(channel)
+        self._leases = leases
         self._blobs = blobs
         self._trees = trees
         self._catalog = catalog
@@ -62,15 +56,12 @@ class Loader:
     async def recover(self) -> None:
         """Throw away what a process that died was making."""
         await self._trees.remove_unfinished()
-        await self._blobs.abort_all(_LEASE)
-        answer = await self._leases.list(pb.ListRequest())
-        for lease in answer.leases:
-            if lease.id.startswith(_LEASE):
-                await self._give_back(lease.id, collect=True)
+        await self._blobs.abort_all(PREFIX)
+        await self._leases.give_back_all()
 
     async def load(self, spool: Spool, image: ArchivedImage) -> list[str]:
         """Make one image and its names; Docker's lines about it."""
-        async with self._lease() as lease:
+        async with self._leases.held() as lease:
             layers = [
                 await self._store_layer(spool, number, layer, lease)
                 for number, layer in enumerate(image.layers)
@@ -98,7 +89,7 @@ class Loader:
         architecture: str = "",
     ) -> str:
         """Make an image of one layer from the tar of a file tree; its id."""
-        async with self._lease() as lease:
+        async with self._leases.held() as lease:
             head, whole = await peeked(data)
             kind = compression(head)
             if kind not in _KEPT_COMPRESSIONS:
@@ -132,7 +123,7 @@ class Loader:
         """Have the snapshots of an image whose layers are in the content store but not, or no longer,
         unpacked.
         """
-        async with self._lease() as lease:
+        async with self._leases.held() as lease:
             await self._trees.unpack(image.layers, lease)
 
     async def point(self, tag: Reference, target: Descriptor) -> None:
@@ -179,25 +170,6 @@ class Loader:
         )
         media_type = json.loads(manifest).get("mediaType") or _MANIFEST
         return Descriptor(media_type, digest, len(manifest))
-
-    @contextlib.asynccontextmanager
-    async def _lease(self) -> AsyncIterator[str]:
-        """A lease for one piece of work; on an error what it held is collected."""
-        lease = f"{_LEASE}{secrets.token_hex(12)}"
-        expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=_LEASE_HOURS)
-        labels = {"containerd.io/gc.expire": expires.isoformat(timespec="seconds").replace("+00:00", "Z")}
-        await self._leases.create(pb.CreateRequest(id=lease, labels=labels))
-        try:
-            yield lease
-        except BaseException:
-            with contextlib.suppress(errdefs.BuoyError):  # the first error is the one to tell
-                await self._give_back(lease, collect=True)
-            raise
-        await self._give_back(lease, collect=False)
-
-    async def _give_back(self, lease: str, *, collect: bool) -> None:
-        with contextlib.suppress(errdefs.NotFound):
-            await self._leases.delete(pb.DeleteRequest(id=lease, sync=collect), timeout=_COLLECT_TIMEOUT)
 
 
 def _manifest(config_digest: str, config_size: int, layers: Sequence[Layer]) -> bytes:

@@ -17,12 +17,14 @@ from dockerd_api.images import archive, changes, documents, legacy, reference, r
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog, familiar
 from dockerd_api.images.filters import Filters
+from dockerd_api.images.leases import Leases
 from dockerd_api.images.loading import Loader, host_architecture
 from dockerd_api.images.model import Image
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.pruning import Pruner
 from dockerd_api.images.queries import Queries
 from dockerd_api.images.removal import Publish, Remover, User, Users
+from dockerd_api.images.saving import Saver
 from dockerd_api.images.spool import Spool, receive
 from dockerd_api.images.unpack import Trees
 from dockerd_api.images.walking import Walker
@@ -44,7 +46,9 @@ class Images:
         self._catalog = Catalog(channel, self._blobs)
         self._walker = Walker(self._catalog, self._blobs)
         self.catalog, self.walker = self._catalog, self._walker
-        self._loader = Loader(channel, self._blobs, self._trees, self._catalog, events)
+        leases = Leases(channel)
+        self._loader = Loader(leases, self._blobs, self._trees, self._catalog, events)
+        self.saver = Saver(leases, self._blobs, self._catalog, self._walker, events)
         self._remover = Remover(self._catalog, self._walker, self._blobs, events, self._users)
         self._pruner = Pruner(self._catalog, self._walker, self._blobs, self._trees, events, self._users)
         self._reserved: Counter[str] = Counter()

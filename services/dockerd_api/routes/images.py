@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import errdefs
@@ -63,6 +64,32 @@ async def load(request: Request) -> Response:
                 yield _line({"stream": line})
 
     return StreamingResponse(stream(), media_type="application/json")
+
+
+@router.get("/images/get")
+async def save_several(request: Request) -> Response:
+    """An archive of the images that are named."""
+    return await _saved(request, request.query_params.getlist("names"))
+
+
+@router.get("/images/{name:path}/get")
+async def save(request: Request, name: str) -> Response:
+    """An archive of one image."""
+    return await _saved(request, [name])
+
+
+async def _saved(request: Request, names: Sequence[str]) -> Response:
+    platform = _platform(request) if api_version(request) >= (1, 48) else None
+    pieces = _images(request).saver.save(names, platform)
+    first = await anext(pieces)  # what cannot be saved gets a status of its own
+
+    async def stream() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    return StreamingResponse(stream(), media_type="application/x-tar")
 
 
 @router.post("/images/create")

@@ -1,0 +1,89 @@
+"""`docker save`: archives that have the same image in them when they are loaded again, here and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.archives import saved_image
+from tests.support.engine import Engine
+
+pytestmark = pytest.mark.root
+
+
+def members(archive: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as found:
+        return {
+            member.name: (stored.read() if (stored := found.extractfile(member)) else b"") for member in found
+        }
+
+
+def document(archive: bytes, name: str) -> Any:
+    return json.loads(members(archive)[name])
+
+
+def test_an_archive_and_back(engine: Engine) -> None:
+    _, archive = saved_image(["kept:1", "kept:2"], [{"f": b"1" * 1000}, {"g": b"2"}])
+    with engine.http() as http:
+        http.post("/images/load", content=archive)
+        image = http.get("/images/kept:1/json").json()
+        answer = http.get("/images/kept:1/get")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-tar")
+        saved = answer.content
+        assert http.get("/images/get", params={"names": "kept:1"}).content == saved  # byte by byte
+        [described] = document(saved, "index.json")["manifests"]
+        assert described["digest"] == image["Id"]
+        assert described["annotations"]["io.containerd.image.name"] == "docker.io/library/kept:1"
+        [entry] = document(saved, "manifest.json")
+        assert entry["RepoTags"] == ["kept:1"]
+        assert {entry["Config"], *entry["Layers"]} < set(members(saved))
+        for tag in "12":
+            http.delete(f"/images/kept:{tag}")
+        assert http.get(f"/images/{image['Id']}/json").status_code == 404
+        assert http.post("/images/load", content=saved).json() == {"stream": "Loaded image: kept:1\n"}
+        again = http.get("/images/kept:1/json").json()
+        assert (again["Id"], again["RootFS"]) == (image["Id"], image["RootFS"])
+        http.delete("/images/kept:1")
+
+
+def test_several_names(engine: Engine) -> None:
+    with engine.http() as http:
+        for name in "ab":
+            _, archive = saved_image([f"{name}x:1", f"{name}x:2"], [{name: b"1"}])
+            http.post("/images/load", content=archive)
+        first = http.get("/images/ax:1/json").json()["Id"]
+        # A repository: all its tags; one image has one entry with all its names.
+        [entry] = document(http.get("/images/ax/get").content, "manifest.json")
+        assert entry["RepoTags"] == ["ax:1", "ax:2"]
+        both = http.get("/images/get", params={"names": ["ax:1", "bx:2"]}).content
+        assert [each["RepoTags"] for each in document(both, "manifest.json")] == [["ax:1"], ["bx:2"]]
+        # An id: no name.
+        unnamed = http.get(f"/images/{first[:19]}/get").content
+        assert document(unnamed, "manifest.json")[0]["RepoTags"] is None
+        assert "annotations" not in document(unnamed, "index.json")["manifests"][0]
+        for name in ("ax:1", "ax:2", "bx:1", "bx:2"):
+            http.delete(f"/images/{name}")
+
+
+def test_refused(engine: Engine) -> None:
+    with engine.http() as http:
+        answer = http.get("/images/nothing/get")
+        assert (answer.status_code, answer.json()["message"]) == (404, "No such image: nothing:latest")
+        platform = json.dumps({"os": "linux", "architecture": "s390x"})
+        answer = http.get("/v1.48/images/busybox/get", params={"platform": platform})
+        assert answer.status_code == 404
+        assert "does not provide the specified platform (linux/s390x)" in answer.json()["message"]
+
+
+def test_the_client_saves_and_loads(engine: Engine, tmp_path: Path) -> None:
+    engine.docker("tag", "busybox", "saved-by:cli")
+    engine.docker("save", "-o", str(tmp_path / "image.tar"), "saved-by:cli")
+    engine.docker("rmi", "saved-by:cli")
+    assert "Loaded image: saved-by:cli" in engine.docker("load", "-i", str(tmp_path / "image.tar")).stdout
+    assert engine.docker("run", "--rm", "saved-by:cli", "echo", "whole").stdout == "whole\n"
+    engine.docker("rmi", "saved-by:cli")
