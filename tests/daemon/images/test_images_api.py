@@ -42,6 +42,14 @@ def test_load_list_remove(engine: Engine) -> None:
         assert message(http.get("/images/img:1/json")) == (404, "No such image: img:1")
 
 
+def test_one_platform_of_an_archive(engine: Engine) -> None:
+    with engine.http() as http:
+        query = {"platform": json.dumps({"os": "linux", "architecture": "arm64"})}
+        answer = http.post("/v1.48/images/load", params=query, content=saved_image(["img:2"], [])[1])
+        assert message(answer) == (501, "loading one platform of an archive is not implemented")
+        assert http.get("/images/img:2/json").status_code == 404
+
+
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
