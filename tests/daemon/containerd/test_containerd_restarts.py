@@ -132,7 +132,8 @@ async def test_an_exit_while_the_daemon_is_dead_is_decided_afterwards(world: Wor
     async with Follower(world):
 
         async def again() -> bool:
-            return (await world.get(container_id)).pid != first.pid
+            task = await world.get(container_id)
+            return task.status == Status.RUNNING and task.pid != first.pid
 
         await until(again, "it runs again")
     await world.remove(container_id)
