@@ -23,9 +23,11 @@ from containerd_svc.api.call import lease, namespace
 from containerd_svc.events import unpacked
 from containerd_svc.transfer import Streams, Transfers
 from containerd_svc.transfer.pulling import DOWNLOADS, Tell
+from containerd_svc.transfer.pushing import UPLOADS
 
-# How many blobs of an image are downloaded at a time, 0 for all.
+# How many blobs of an image are downloaded, or uploaded, at a time; 0 for all.
 _DOWNLOADS = "buoy-max-concurrent-downloads"
+_UPLOADS = "buoy-max-concurrent-uploads"
 _NO_LIMIT = 10**9
 
 
@@ -45,8 +47,11 @@ class TransferService(pb.TransferBase):
                     await self._transfers.load(namespace(), source, target, tell, lease())
                 case OciRegistry(), ImageStore():
                     await self._transfers.pull(
-                        namespace(), source, target, tell, lease(), downloads=_downloads()
+                        namespace(), source, target, tell, lease(), downloads=_count(_DOWNLOADS, DOWNLOADS)
                     )
+                case ImageStore(), OciRegistry():
+                    uploads = _count(_UPLOADS, UPLOADS)
+                    await self._transfers.push(namespace(), source, target, tell, lease(), uploads=uploads)
                 case ImageStore(), ImageExportStream():
                     await self._transfers.save(namespace(), source, target, tell, lease())
                 case ImageStore(), ImageStore():
@@ -90,10 +95,10 @@ def _type(place: AnyMessage | None) -> str:
     return place.type_url if place is not None else "nothing"
 
 
-def _downloads() -> int:
-    value = current_call().metadata.get(_DOWNLOADS)
+def _count(name: str, default: int) -> int:
+    value = current_call().metadata.get(name)
     if value is None:
-        return DOWNLOADS
+        return default
     if not isinstance(value, str) or not value.isdecimal() or len(value) > 9:
-        raise errdefs.InvalidArgument(f"{_DOWNLOADS} must be a count: invalid argument")
+        raise errdefs.InvalidArgument(f"{name} must be a count: invalid argument")
     return int(value) or _NO_LIMIT

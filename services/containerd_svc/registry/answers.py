@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import errdefs
 import httpx
 
+# How a connection fails: httpx lets through what TLS 1.3 tells after the handshake.
+FAILURES = (httpx.HTTPError, OSError)
 LARGEST_ERROR = 64 * 1024  # bytes of a body that explains an error
 _DENIED = "access denied, repository does not exist or may require authorization"
 _LIMITS = ("retry-after", "ratelimit-limit", "ratelimit-remaining")
@@ -65,7 +67,7 @@ def unexpected(response: httpx.Response) -> str:
     return f"unexpected status from {request.method} request to {_shown(request.url)}: {status} {phrase}"
 
 
-def of_failure(error: httpx.HTTPError, request: httpx.Request) -> errdefs.Unavailable:
+def of_failure(error: Exception, request: httpx.Request) -> errdefs.Unavailable:
     """The error of a request that got no answer, or lost it on the way."""
     method = request.method.capitalize()
     why, kind = _reason(error, request.url)
@@ -95,7 +97,7 @@ def server_message(body: bytes) -> str:
     return _printable("; ".join(lines))
 
 
-def _reason(error: httpx.HTTPError, url: httpx.URL) -> tuple[str, str]:
+def _reason(error: Exception, url: httpx.URL) -> tuple[str, str]:
     address = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror):

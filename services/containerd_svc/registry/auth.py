@@ -87,6 +87,7 @@ class Authorizer:
         self._tokens: dict[frozenset[str], _Token] = {}
         self._under_way: dict[frozenset[str], asyncio.Task[str]] = {}
         self._credentials: Credentials | None = None
+        self._asking: asyncio.Task[Credentials] | None = None
 
     async def header(self, scopes: frozenset[str]) -> str:
         """The header for a request that needs these scopes; empty before the host has challenged."""
@@ -122,7 +123,9 @@ class Authorizer:
 
     async def close(self) -> None:
         """End what is under way."""
-        tasks = list(self._under_way.values())
+        tasks: list[asyncio.Task[Any]] = [*self._under_way.values()]
+        if self._asking is not None:
+            tasks.append(self._asking)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,13 +146,19 @@ class Authorizer:
         return await self._token(challenge, merged(scopes | asked))
 
     async def _who(self, headers: Sequence[str]) -> Credentials:
-        if self._credentials is None:
-            question = Question(self._host.address, self._reference, tuple(headers))
-            found = await self._ask(question)
-            if found.username == _TOKEN_USER:
-                found = Credentials(refresh_token=found.password)
-            self._credentials = found
-        return self._credentials
+        """The client's answer: asked for once, however many requests are challenged at a time."""
+        if self._credentials is not None:
+            return self._credentials
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._asked(tuple(headers)))
+        return await asyncio.shield(self._asking)
+
+    async def _asked(self, headers: tuple[str, ...]) -> Credentials:
+        found = await self._ask(Question(self._host.address, self._reference, headers))
+        if found.username == _TOKEN_USER:
+            found = Credentials(refresh_token=found.password)
+        self._credentials = found
+        return found
 
     async def _token(self, challenge: Challenge, scopes: frozenset[str]) -> str:
         wanted = merged(scopes)

@@ -76,7 +76,7 @@ class _Body:
             async for data in self._response.aiter_raw():
                 for start in range(0, len(data), _PIECE):
                     yield data[start : start + _PIECE] if len(data) > _PIECE else data
-        except httpx.HTTPError as error:
+        except answers.FAILURES as error:
             raise answers.of_failure(error, self._response.request) from error
 
 

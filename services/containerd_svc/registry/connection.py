@@ -100,7 +100,7 @@ class Connection:
         response = await self._tried(method, target, scopes, dict(headers or {}), body, tries)
         try:
             yield response
-        except httpx.HTTPError as error:
+        except answers.FAILURES as error:
             raise answers.of_failure(error, response.request) from error
         finally:
             await response.aclose()
@@ -132,7 +132,7 @@ class Connection:
         response = await self._sent(httpx.Request("GET", url, headers={**_OURS, **headers}), own=False)
         try:
             yield response
-        except httpx.HTTPError as error:
+        except answers.FAILURES as error:
             raise answers.of_failure(error, response.request) from error
         finally:
             await response.aclose()
@@ -143,7 +143,7 @@ class Connection:
 
     @staticmethod
     async def _explanation(response: httpx.Response) -> bytes:
-        with contextlib.suppress(errdefs.BuoyError, httpx.HTTPError):
+        with contextlib.suppress(errdefs.BuoyError, *answers.FAILURES):
             return await read(response, answers.LARGEST_ERROR)
         return b""
 
@@ -252,7 +252,7 @@ class Connection:
         request.extensions["timeout"] = self._timeout.as_dict()
         try:
             response = await client.send(request, stream=True)
-        except httpx.HTTPError as error:
+        except answers.FAILURES as error:
             raise answers.of_failure(error, request) from error
         if self._trace:
             shown = url.copy_with(query=None)
@@ -292,7 +292,7 @@ class Connection:
                 response = await self._sent(request, own=self.is_own(target))
                 try:
                     body = await read(response, LARGEST_TOKEN)
-                except httpx.HTTPError as error:
+                except answers.FAILURES as error:
                     raise answers.of_failure(error, request) from error
                 finally:
                     await response.aclose()

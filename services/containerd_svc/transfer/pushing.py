@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import errdefs
-from pb.containerd.types import Descriptor as DescriptorMessage
 from pb.containerd.types import Platform
 from pb.containerd.types.transfer import Progress
 
 from containerd_svc.content import ContentStore
 from containerd_svc.registry import Registry
-from containerd_svc.transfer.descriptors import INDEXES, LARGEST_DOCUMENT, MANIFESTS, Descriptor, children
+from containerd_svc.transfer.descriptors import (
+    INDEXES,
+    LARGEST_DOCUMENT,
+    MANIFESTS,
+    Descriptor,
+    children,
+    ref_key,
+)
 from containerd_svc.transfer.platforms import matches
+from containerd_svc.transfer.pulling import Tell, described
 
 UPLOADS = 5  # at a time, as Docker's max-concurrent-uploads
 _SOURCE = "containerd.io/distribution.source."
 _MOST_MOUNTS = 3  # repositories that a blob is tried to be mounted from
 _LONGEST_LABEL = 4096  # bytes of a label with its key
 _BETWEEN = 0.1  # seconds between two messages of one upload
-
-Tell = Callable[[Progress], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Pusher:
             )
         shown = f"OCI Registry ({reference})"
         await tell(Progress(event=f"Pushing to {shown}"))
-        await tell(Progress(event="pushing content", name=name, desc=_described(target)))
+        await tell(Progress(event="pushing content", name=name, desc=described(target)))
         push = _Push(namespace, registry, tell, asyncio.Semaphore(uploads))
         manifests: dict[str, Descriptor] = {}
         blobs: dict[str, tuple[Descriptor, Descriptor]] = {}
@@ -83,8 +88,8 @@ class Pusher:
             raise _first(errors) from None
         for manifest in manifests.values():
             await self._manifest(push, manifest, is_target=manifest is target)
-        await tell(Progress(event="pushed content", name=name, desc=_described(target)))
-        await tell(Progress(event=f"Completed push to {shown}", desc=_described(target)))
+        await tell(Progress(event="pushed content", name=name, desc=described(target)))
+        await tell(Progress(event=f"Completed push to {shown}", desc=described(target)))
 
     async def _chosen(self, namespace: str, target: Descriptor, platforms: Sequence[Platform]) -> Descriptor:
         if not platforms or target["mediaType"] not in INDEXES:
@@ -187,34 +192,11 @@ class Pusher:
 def _told(event: str, descriptor: Descriptor, progress: int, parent: Descriptor | None) -> Progress:
     return Progress(
         event=event,
-        name=_key(descriptor),
-        parents=[_key(parent)] if parent is not None else [],
+        name=ref_key(descriptor),
+        parents=[ref_key(parent)] if parent is not None else [],
         progress=progress,
         total=int(descriptor["size"]),
-        desc=_described(descriptor),
-    )
-
-
-def _key(descriptor: Descriptor) -> str:
-    """What containerd's clients call a blob under way."""
-    kind = str(descriptor["mediaType"])
-    if kind in INDEXES:
-        prefix = "index"
-    elif kind in MANIFESTS:
-        prefix = "manifest"
-    elif "config" in kind or "container.image" in kind:
-        prefix = "config"
-    else:
-        prefix = "layer"
-    return f"{prefix}-{descriptor['digest']}"
-
-
-def _described(descriptor: Descriptor) -> DescriptorMessage:
-    return DescriptorMessage(
-        media_type=str(descriptor["mediaType"]),
-        digest=str(descriptor["digest"]),
-        size=int(descriptor["size"]),
-        annotations=dict(descriptor.get("annotations") or {}),
+        desc=described(descriptor),
     )
 
 

@@ -1,6 +1,4 @@
-"""Transfers: from a registry or an archive into the store, from the store into an archive, from one name to
-another. Registries are no destination yet.
-"""
+"""Transfers: from a registry or an archive into the store and out of it, from one name to another."""
 
 from __future__ import annotations
 
@@ -41,6 +39,7 @@ from containerd_svc.transfer.descriptors import (
 )
 from containerd_svc.transfer.platforms import matches, this_host
 from containerd_svc.transfer.pulling import DOWNLOADS, Puller, Tell, described, names_of
+from containerd_svc.transfer.pushing import UPLOADS, Pusher
 from containerd_svc.transfer.streams import Sender, Stream, Streams, received
 from containerd_svc.transfer.unpacking import SNAPSHOTTER, Unpacker
 
@@ -72,6 +71,7 @@ class Transfers:
         self._puller = Puller(content, held, self._unpacker)
         self._importer = Importer(content, place)
         self._exporter = Exporter(content)
+        self._pusher = Pusher(content)
 
     async def start(self) -> None:
         """End the leases of transfers that died with the process before."""
@@ -114,22 +114,7 @@ class Transfers:
         downloads: int = DOWNLOADS,
     ) -> None:
         """Pull an image of a registry: blobs, unpacked layers, then the names that `store` wants."""
-        resolver = source.resolver or RegistryResolver()
-        with contextlib.ExitStack() as stack:
-            ask: Ask = ask_nobody
-            if resolver.auth_stream:
-                ask = asking.over(stack.enter_context(self._using(namespace, resolver.auth_stream)))
-            registry = Registry(
-                source.reference,
-                Resolver(
-                    host_dir=resolver.host_dir,
-                    default_scheme=resolver.default_scheme,
-                    headers=dict(resolver.headers),
-                    credentials=ask,
-                    proxies=self._proxies,
-                    trace=resolver.http_debug or resolver.http_trace,
-                ),
-            )
+        with self._registry(namespace, source) as registry:
             async with registry, self._held(namespace, lease) as holder:
                 target = await self._puller.pull(
                     namespace, registry, source.reference, store, tell, holder, downloads=downloads
@@ -141,6 +126,34 @@ class Transfers:
                     await self._store(namespace, name, target, store, holder)
                     await tell(Progress(event="saved", name=name, desc=described(target)))
                 await tell(Progress(event=f"Completed pull from OCI Registry ({source.reference})"))
+
+    async def push(
+        self,
+        namespace: str,
+        store: ImageStore,
+        target: OciRegistry,
+        tell: Tell,
+        lease: str,
+        *,
+        uploads: int = UPLOADS,
+    ) -> None:
+        """Push the image that `store` names, for its platforms, to a registry."""
+        with self._registry(namespace, target) as registry:
+            async with registry, self._held(namespace, lease):
+                image = await self._images.get(namespace, store.name)
+                await self._pusher.push(
+                    namespace,
+                    registry,
+                    image.name,
+                    {
+                        "mediaType": image.target.media_type,
+                        "digest": image.target.digest,
+                        "size": image.target.size,
+                    },
+                    store.platforms,
+                    tell,
+                    uploads=uploads,
+                )
 
     async def save(
         self, namespace: str, store: ImageStore, target: ImageExportStream, tell: Tell, lease: str
@@ -185,6 +198,26 @@ class Transfers:
                 await sender.write(data)
 
     # Parts.
+
+    @contextlib.contextmanager
+    def _registry(self, namespace: str, place: OciRegistry) -> Iterator[Registry]:
+        """The registry of a transfer, whose questions go to the client's stream."""
+        resolver = place.resolver or RegistryResolver()
+        with contextlib.ExitStack() as stack:
+            ask: Ask = ask_nobody
+            if resolver.auth_stream:
+                ask = asking.over(stack.enter_context(self._using(namespace, resolver.auth_stream)))
+            yield Registry(
+                place.reference,
+                Resolver(
+                    host_dir=resolver.host_dir,
+                    default_scheme=resolver.default_scheme,
+                    headers=dict(resolver.headers),
+                    credentials=ask,
+                    proxies=self._proxies,
+                    trace=resolver.http_debug or resolver.http_trace,
+                ),
+            )
 
     @contextlib.contextmanager
     def _using(self, namespace: str, name: str) -> Iterator[Stream]:

@@ -100,6 +100,31 @@ async def test_an_image_comes_from_a_registry(world: World, tmp_path: Path) -> N
     assert await holds_nothing(world.channel)
 
 
+async def test_an_image_goes_to_a_registry(world: World, archive: bytes, tmp_path: Path) -> None:
+    await import_image(world.channel, archive, ImageStore(extra_references=ANY))
+    with LocalRegistry(tmp_path / "registry", htpasswd=True) as registry:
+        name = f"{registry.address}/some/image:latest"
+        with pytest.raises(errdefs.PermissionDenied, match="push access denied"):
+            await transfer(world.channel, ImageStore(name=NAME), OciRegistry(reference=name))
+        asked: list[str] = []
+        async with opened(world.channel, "who") as who, opened(world.channel, "told") as told:
+            answering = asyncio.create_task(answer(who, asked))
+            target = OciRegistry(reference=name, resolver=RegistryResolver(auth_stream="who"))
+            await transfer(world.channel, ImageStore(name=NAME), target, "told")
+            events = []
+            while (message := await told.recv_message()) is not None:
+                events.append(Progress.parse(message.value).event)
+            answering.cancel()
+        found = (await ImagesStub(world.channel).get(GetImageRequest(name=NAME))).image
+        assert found is not None
+        assert found.target is not None
+        assert registry.manifest("some/image", found.target.digest)[0] == found.target.media_type
+        registry.collect()
+    assert asked == [f"{registry.address}/some/image"]
+    assert events[0] == f"Pushing to OCI Registry ({name})"
+    assert events[-1] == f"Completed push to OCI Registry ({name})"
+
+
 async def test_an_image_goes_in_and_comes_out_again(world: World, archive: bytes) -> None:
     store = ImageStore(extra_references=ANY, unpacks=[UnpackConfiguration()], labels={"a": "b"})
     events = await import_image(world.channel, archive, store)
