@@ -20,9 +20,9 @@ _WRITE = "/containerd.services.content.v1.Content/Write"
 DOCUMENT_LIMIT = 8 * 1024 * 1024  # bytes of a manifest, config or index
 
 
-def digest_of(data: bytes) -> str:
-    """sha256 of bytes in memory."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    """The digest of bytes in memory."""
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 class Blobs:
@@ -131,14 +131,16 @@ class Blobs:
             raise
         return digest, done
 
-    async def write_document(self, data: bytes, *, ref: str, lease: str, labels: Mapping[str, str]) -> str:
-        """Store bytes from memory; their digest."""
+    async def write_document(
+        self, data: bytes, *, ref: str, lease: str, labels: Mapping[str, str], digest: str = ""
+    ) -> str:
+        """Store bytes from memory; their digest, which is known already or sha256's."""
 
         async def once() -> AsyncIterator[bytes]:
             yield data
 
         digest, _ = await self.write(
-            once(), ref=ref, lease=lease, expected=digest_of(data), size=len(data), labels=labels
+            once(), ref=ref, lease=lease, expected=digest or digest_of(data), size=len(data), labels=labels
         )
         return digest
 

@@ -20,10 +20,11 @@ from dockerd_api.images.archive import ArchivedImage, ArchivedLayer
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog
 from dockerd_api.images.documents import Descriptor
+from dockerd_api.images.layouts import Layout
 from dockerd_api.images.leases import PREFIX, Leases
 from dockerd_api.images.model import Image, Layer, chain_ids
 from dockerd_api.images.reference import Reference
-from dockerd_api.images.spool import Spool, compression, decompressed, peeked
+from dockerd_api.images.spool import Piece, Spool, compression, decompressed, peeked
 from dockerd_api.images.unpack import SNAPSHOTTER, Trees
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -68,7 +69,7 @@ class Loader:
             ]
             crashpoint("images.blobs-stored")
             await self._trees.unpack(layers, lease)
-            target = await self._store_documents(image.config, image.manifest, layers, lease)
+            target = await self._store_documents(image.config, layers, lease)
             crashpoint("images.unpacked")
             for tag in image.tags:
                 await self.point(tag, target)
@@ -78,6 +79,43 @@ class Loader:
         if not image.tags:
             return [f"Loaded image ID: {target.digest}\n"]
         return [f"Loaded image: {tag.familiar}\n" for tag in image.tags]
+
+    async def load_layout(self, spool: Spool, layout: Layout) -> str:
+        """Keep one image of an OCI layout as it is, and unpack what this machine runs of it; Docker's line
+        about it.
+        """
+        async with self._leases.held() as lease:
+            for number, (blob, piece) in enumerate(layout.blobs.values()):
+                await self._store_blob(spool, f"{lease}-{number}", blob, piece, lease)
+            crashpoint("images.blobs-stored")
+            await self._trees.unpack(layout.layers, lease)
+            if layout.chain_id:
+                held = {f"containerd.io/gc.ref.snapshot.{SNAPSHOTTER}": layout.chain_id}
+                await self._blobs.label(layout.config, held)
+            for document in layout.documents.values():
+                await self._blobs.write_document(
+                    document.data,
+                    ref=f"{lease}-{document.descriptor.digest}",
+                    lease=lease,
+                    labels={label: each.digest for label, each in document.below.items()},
+                    digest=document.descriptor.digest,
+                )
+            crashpoint("images.unpacked")
+            if layout.tag is not None:
+                await self.point(layout.tag, layout.target)
+            else:
+                await self._catalog.put_dangling(layout.target, {})
+        digest = layout.target.digest
+        await self._publish("image", "load", digest, {"name": digest})
+        return f"Loaded image: {layout.tag.familiar}\n" if layout.tag else f"Loaded image ID: {digest}\n"
+
+    async def _store_blob(self, spool: Spool, ref: str, blob: Descriptor, piece: Piece, lease: str) -> None:
+        try:
+            await self._blobs.write(
+                spool.stream(piece), ref=ref, lease=lease, expected=blob.digest, size=blob.size
+            )
+        except errdefs.FailedPrecondition as error:
+            raise errdefs.InvalidArgument(f"invalid archive: {error.message}") from error
 
     async def import_tree(
         self,
@@ -111,7 +149,7 @@ class Loader:
                 "rootfs": {"type": "layers", "diff_ids": [diff_id]},
             }
             data_ = json.dumps(document, separators=(",", ":")).encode()
-            target = await self._store_documents(data_, b"", [layer], lease)
+            target = await self._store_documents(data_, [layer], lease)
             if tag is None:
                 await self._catalog.put_dangling(target, {})
             else:
@@ -138,10 +176,8 @@ class Loader:
             break
         kind = compression(head)
         data = spool.stream(layer.piece)
-        expected = layer.digest
-        if kind == "":
-            expected = expected or layer.diff_id
-        elif kind not in _KEPT_COMPRESSIONS:
+        expected = "" if kind else layer.diff_id
+        if kind not in _KEPT_COMPRESSIONS:
             data, kind, expected = decompressed(data, kind), "", layer.diff_id
         try:
             digest, size = await self._blobs.write(
@@ -151,25 +187,21 @@ class Loader:
             raise errdefs.InvalidArgument(f"invalid diffID for layer {number}: {error.message}") from error
         return Layer(_LAYER + _KEPT_COMPRESSIONS[kind], digest, size, layer.diff_id)
 
-    async def _store_documents(
-        self, config: bytes, manifest: bytes, layers: Sequence[Layer], lease: str
-    ) -> Descriptor:
+    async def _store_documents(self, config: bytes, layers: Sequence[Layer], lease: str) -> Descriptor:
         """Config and manifest, labelled so that a name holds everything: the manifest's descriptor."""
         chain = chain_ids([layer.diff_id for layer in layers])
         held = {f"containerd.io/gc.ref.snapshot.{SNAPSHOTTER}": chain[-1]} if chain else {}
         config_digest = await self._blobs.write_document(
             config, ref=f"{lease}-config", lease=lease, labels=held
         )
-        if not manifest:
-            manifest = _manifest(config_digest, len(config), layers)
+        manifest = _manifest(config_digest, len(config), layers)
         references = {"containerd.io/gc.ref.content.config": config_digest} | {
             f"containerd.io/gc.ref.content.l.{number}": layer.digest for number, layer in enumerate(layers)
         }
         digest = await self._blobs.write_document(
             manifest, ref=f"{lease}-manifest", lease=lease, labels=references
         )
-        media_type = json.loads(manifest).get("mediaType") or _MANIFEST
-        return Descriptor(media_type, digest, len(manifest))
+        return Descriptor(_MANIFEST, digest, len(manifest))
 
 
 def _manifest(config_digest: str, config_size: int, layers: Sequence[Layer]) -> bytes:

@@ -102,6 +102,14 @@ def parse(text: str) -> Reference:
     return Reference(domain, found["path"], found["tag"] or "", digest)
 
 
+def parse_tag(text: str) -> Reference:
+    """A name with a tag and without a digest. Raises InvalidArgument."""
+    tag = parse(text)
+    if not tag.tag or tag.digest:
+        raise errdefs.InvalidArgument(f'invalid tag "{text}"')
+    return tag
+
+
 def parse_repository(repository: str, tag: str) -> Reference | None:
     """The `repo` and `tag` parameters of an API call, tagged; None when `repo` is empty. `tag` may not be a
     digest.

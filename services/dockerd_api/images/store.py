@@ -13,12 +13,12 @@ import errdefs
 from pb.containerd.types import Mount
 from rpc.grpc import Channel
 
-from dockerd_api.images import archive, changes, documents, legacy, reference, resolution
+from dockerd_api.images import archive, changes, documents, layouts, legacy, reference, resolution
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog, familiar
 from dockerd_api.images.filters import Filters
 from dockerd_api.images.leases import Leases
-from dockerd_api.images.loading import Loader, host_architecture
+from dockerd_api.images.loading import Loader
 from dockerd_api.images.model import Image
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.pruning import Pruner
@@ -138,7 +138,10 @@ class Images:
             found = await asyncio.to_thread(_read, spool)
             lines: list[str] = []
             for image in found:
-                lines += await self._loader.load(spool, image)
+                if isinstance(image, layouts.Layout):
+                    lines.append(await self._loader.load_layout(spool, image))
+                else:
+                    lines += await self._loader.load(spool, image)
             for line in lines:
                 yield line
 
@@ -205,9 +208,12 @@ async def _at_once() -> None:
     return
 
 
-def _read(spool: Spool) -> list[archive.ArchivedImage]:
+def _read(spool: Spool) -> list[archive.ArchivedImage] | list[layouts.Layout]:
     """The images of an archive, whichever format it has; blocks."""
+    index = spool.piece("index.json")
+    if index is not None and spool.piece("oci-layout") is not None:
+        return layouts.read(spool, index)
     repositories = archive.read_document(spool, "repositories")
     if repositories is not None and spool.piece("manifest.json") is None:
         return legacy.read(spool, repositories)
-    return archive.read(spool, host_architecture())
+    return archive.read(spool)

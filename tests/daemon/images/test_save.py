@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dockerd_api.images.loading import host_architecture
 
-from tests.support.archives import saved_image
+from tests.support.archives import saved_image, tar
 from tests.support.engine import Engine
 
 pytestmark = pytest.mark.root
@@ -68,6 +70,82 @@ def test_several_names(engine: Engine) -> None:
         assert "annotations" not in document(unnamed, "index.json")["manifests"][0]
         for name in ("ax:1", "ax:2", "bx:1", "bx:2"):
             http.delete(f"/images/{name}")
+
+
+def of_many_platforms() -> tuple[str, bytes]:
+    """The digest of an index, and a layout with it: this machine's image, another's, and an attestation."""
+    files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+
+    def add(data: bytes, kind: str) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        files[f"blobs/sha256/{digest}"] = data
+        return {
+            "mediaType": f"application/vnd.oci.image.{kind}",
+            "digest": f"sha256:{digest}",
+            "size": len(data),
+        }
+
+    def image(architecture: str, content: bytes) -> dict[str, Any]:
+        layer = tar({"f": content})
+        platform = {"architecture": architecture, "os": "linux"}
+        diff_ids = [f"sha256:{hashlib.sha256(layer).hexdigest()}"]
+        config = json.dumps({**platform, "rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+        manifest = {
+            "schemaVersion": 2,
+            "config": add(config, "config.v1+json"),
+            "layers": [add(layer, "layer.v1.tar")],
+        }
+        return add(json.dumps(manifest).encode(), "manifest.v1+json") | {"platform": platform}
+
+    here = host_architecture()
+    own, other = image(here, b"own"), image("s390x" if here != "s390x" else "amd64", b"other")
+    statement = {
+        "schemaVersion": 2,
+        "config": add(b"{}", "config.v1+json"),
+        "layers": [add(b'{"_type":"x"}', "layer.v1.tar") | {"mediaType": "application/vnd.in-toto+json"}],
+    }
+    attestation = add(json.dumps(statement).encode(), "manifest.v1+json") | {
+        "platform": {"architecture": "unknown", "os": "unknown"},
+        "annotations": {
+            "vnd.docker.reference.type": "attestation-manifest",
+            "vnd.docker.reference.digest": own["digest"],
+        },
+    }
+    index = add(
+        json.dumps({"schemaVersion": 2, "manifests": [other, own, attestation]}, indent=1).encode(),
+        "index.v1+json",
+    )
+    named = index | {"annotations": {"io.containerd.image.name": "docker.io/library/many:1"}}
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [named]}).encode()
+    return index["digest"], tar(files)
+
+
+def test_an_image_of_many_platforms_is_kept_as_it_is(engine: Engine) -> None:
+    digest, archive = of_many_platforms()
+    with engine.http() as http:
+        assert http.post("/images/load", content=archive).json() == {"stream": "Loaded image: many:1\n"}
+        image = http.get("/v1.48/images/many:1/json", params={"manifests": "true"}).json()
+        assert image["Id"] == digest
+        kinds = [(each["Kind"], each["Available"]) for each in image["Manifests"]]
+        assert kinds == [("image", True), ("image", True), ("attestation", True)]
+        assert image["Architecture"] == host_architecture()
+        saved = http.get("/images/many:1/get").content
+        before, after = members(archive), members(saved)
+        assert {name: data for name, data in after.items() if name.startswith("blobs/sha256/") and data} == {
+            name: data for name, data in before.items() if name.startswith("blobs/")
+        }
+        [described] = document(saved, "index.json")["manifests"]
+        assert described["digest"] == digest
+        assert described["annotations"] == {
+            "io.containerd.image.name": "docker.io/library/many:1",
+            "org.opencontainers.image.ref.name": "1",
+        }
+        one = json.dumps({"os": "linux", "architecture": host_architecture()})
+        alone = http.get("/v1.48/images/many:1/get", params={"platform": one}).content
+        [described] = document(alone, "index.json")["manifests"]
+        assert described["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+        assert len(members(alone)) < len(after)
+        http.delete("/images/many:1")
 
 
 def test_refused(engine: Engine) -> None:

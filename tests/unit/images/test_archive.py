@@ -16,7 +16,7 @@ from typing import Any
 import errdefs
 import pytest
 import zstandard
-from dockerd_api.images import archive, legacy
+from dockerd_api.images import archive, layouts, legacy
 from dockerd_api.images.spool import receive
 
 LAYER = b"a layer"
@@ -50,7 +50,14 @@ async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 
 async def read(data: bytes, folder: Path) -> list[archive.ArchivedImage]:
     async with receive(chunks(data), folder) as spool:
-        return archive.read(spool, "amd64")
+        return archive.read(spool)
+
+
+async def read_layout(data: bytes, folder: Path) -> list[layouts.Layout]:
+    async with receive(chunks(data), folder) as spool:
+        index = spool.piece("index.json")
+        assert index
+        return layouts.read(spool, index)
 
 
 @pytest.mark.parametrize("squeeze", [bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
@@ -108,17 +115,50 @@ def oci(**extra: bytes) -> dict[str, bytes]:
 
 
 async def test_oci_layout(tmp_path: Path) -> None:
-    [image] = await read(tar(oci()), tmp_path)
-    assert image.manifest
-    assert [tag.familiar for tag in image.tags] == ["x:y"]
-    assert image.layers[0].digest == DIFF_ID
+    files = oci()
+    [layout] = await read_layout(tar(files), tmp_path)
+    assert layout.tag is not None
+    assert layout.tag.familiar == "x:y"
+    assert [layer.diff_id for layer in layout.layers] == [DIFF_ID]
+    # Everything that the archive has, as it is, the lower documents first.
+    stored = {*layout.documents, *layout.blobs}
+    assert {f"blobs/{digest.replace(':', '/')}" for digest in stored} == {
+        name for name in files if name.startswith("blobs/")
+    }
+    assert list(layout.documents)[-1] == layout.target.digest
+    assert "io.containerd.image.name" not in layout.target.annotations
+
+
+async def test_a_layout_without_one_of_its_images(tmp_path: Path) -> None:
+    files = oci()
+    nested = next(name for name, data in files.items() if name.startswith("blobs") and b'"manifests"' in data)
+    document = json.loads(files.pop(nested))
+    away = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": "sha256:" + "0" * 64,
+        "size": 3,
+    }
+    document["manifests"].append(away | {"platform": {"os": "linux", "architecture": "s390x"}})
+    data = json.dumps(document).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    top = json.loads(files["index.json"])
+    top["manifests"][0] |= {"digest": f"sha256:{digest}", "size": len(data)}
+    files |= {"index.json": json.dumps(top).encode(), f"blobs/sha256/{digest}": data}
+    [layout] = await read_layout(tar(files), tmp_path)
+    assert layout.layers
+    assert list(layout.documents[f"sha256:{digest}"].below) == ["containerd.io/gc.ref.content.m.0"]
+    del files[f"blobs/sha256/{hashlib.sha256(LAYER).hexdigest()}"]
+    with pytest.raises(errdefs.InvalidArgument, match="no such file"):
+        await read_layout(tar(files), tmp_path)
 
 
 async def test_oci_blob_that_lies(tmp_path: Path) -> None:
     files = oci()
     name = next(name for name, data in files.items() if data == CONFIG)
     with pytest.raises(errdefs.InvalidArgument, match="has another digest"):
-        await read(tar(files | {name: CONFIG + b" "}), tmp_path)
+        await read_layout(tar(files | {name: CONFIG[:-1] + b" "}), tmp_path)
+    with pytest.raises(errdefs.InvalidArgument, match="bytes, not"):
+        await read_layout(tar(files | {name: CONFIG + b" "}), tmp_path)
 
 
 def relabelled(kind: str) -> dict[str, bytes]:
@@ -143,13 +183,13 @@ def relabelled(kind: str) -> dict[str, bytes]:
 )
 async def test_what_can_be_read_in_two_ways(files: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(errdefs.InvalidArgument):
-        await read(tar(files), tmp_path)
+        await read_layout(tar(files), tmp_path)
 
 
 async def test_a_layout_with_its_media_types(tmp_path: Path) -> None:
     files = relabelled("application/vnd.oci.image.index.v1+json")
-    [image] = await read(tar(files), tmp_path)
-    assert image.manifest
+    [layout] = await read_layout(tar(files), tmp_path)
+    assert layout.target.is_index
 
 
 HUGE = b"[" * 100_000
