@@ -130,9 +130,17 @@ class Pusher:
     async def _blob(self, push: _Push, blob: Descriptor, parent: Descriptor) -> None:
         async with push.turn:
             await push.tell(_told("waiting", blob, 0, parent))
-            if await push.registry.has(blob) or await self._mounted(push, blob):
+            if await push.registry.has(blob):
                 await self._label(push, blob)
                 await push.tell(_told("already exists", blob, int(blob["size"]), parent))
+                return
+            if source := await self._mounted(push, blob):
+                await self._label(push, blob)
+                # Who is told finds the repository where containerd's descriptors have it, too.
+                key = f"{_SOURCE}{push.registry.reference.host}"
+                annotations = {**(blob.get("annotations") or {}), key: source}
+                from_there = {**blob, "annotations": annotations}
+                await push.tell(_told("mounted", from_there, int(blob["size"]), parent))
                 return
             last = 0.0
 
@@ -150,16 +158,16 @@ class Pusher:
             await self._label(push, blob)
             await push.tell(_told("complete", blob, int(blob["size"]), parent))
 
-    async def _mounted(self, push: _Push, blob: Descriptor) -> bool:
-        """Whether the registry took the blob from another of its repositories."""
+    async def _mounted(self, push: _Push, blob: Descriptor) -> str:
+        """The other repository from which the registry took the blob; "" for none."""
         reference = push.registry.reference
         labels = (await self._content.info(push.namespace, str(blob["digest"]))).labels
         known = [each for each in labels.get(f"{_SOURCE}{reference.host}", "").split(",") if each]
         others = [each for each in known if each != reference.repository]
         for repository in others[:_MOST_MOUNTS]:
             if await push.registry.mount(blob, repository):
-                return True
-        return False
+                return repository
+        return ""
 
     async def _manifest(self, push: _Push, manifest: Descriptor, *, is_target: bool) -> None:
         reference = push.registry.reference

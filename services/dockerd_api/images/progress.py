@@ -21,6 +21,7 @@ from dockerd_api.images.reference import Reference
 _SHORT = 12  # hexadecimal digits of a blob's name
 _WIDTH = 50  # characters of a bar
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+_SOURCE = "containerd.io/distribution.source."  # and a host: repositories of it that have a blob
 # By which containerd names what it moves (core/remotes/handlers.go, MakeRefKey).
 _KINDS = {"manifest": "manifest", "index": "index", "layer": "layer", "config": "config"}
 
@@ -89,7 +90,9 @@ class _Progress:
             return
         blob.step, blob.current, blob.total = step, progress.progress, progress.total
         if step is Step.MOUNTED:
-            blob.source = next(iter(progress.parents), "")
+            annotations = progress.desc.annotations if progress.desc is not None else {}
+            sources = [value for key, value in annotations.items() if key.startswith(_SOURCE)]
+            blob.source = next(iter(sources), "another repository")
 
     def _shown(self) -> list[_Blob]:
         return [blob for blob in self._blobs.values() if blob.kind not in ("manifest", "index", "config")]

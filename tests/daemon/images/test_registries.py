@@ -1,7 +1,8 @@
-"""The docker client against registries: pull, login, and what goes wrong."""
+"""The docker client against registries: pull, push, login, and what goes wrong."""
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -132,3 +133,72 @@ def test_login(engine: Engine, locked: LocalRegistry, tmp_path: Path) -> None:
     done = engine.docker(*config, "pull", f"{name}:1")
     assert (done.returncode, "not found" in done.stderr) == (1, True)
     assert "Removing" in engine.out(*config, "logout", locked.address)
+
+
+def pushed(engine: Engine, *arguments: str) -> tuple[list[str], str]:
+    """What was said of each blob at last, and the last line."""
+    first, *blobs, last = engine.out("push", *arguments).splitlines()
+    assert first.startswith("The push refers to repository [")
+    steps = [line.partition(": ")[2] for line in blobs]
+    return [step for step in steps if step != "Waiting"], last
+
+
+def test_push(engine: Engine, registry: LocalRegistry) -> None:
+    image = registry.put_image("source", "1", [layer(10), layer(1000)])
+    source, name = f"{registry.address}/source:1", f"{registry.address}/pushed/a:1"
+    end = f"1: digest: {image['digest']} size: {image['size']}"
+    engine.out("pull", "-q", source)
+    engine.out("tag", source, name)
+    assert pushed(engine, name) == (["Mounted from source"] * 2, end)
+    assert pushed(engine, name) == (["Layer already exists"] * 2, end)
+    registry.collect()
+    engine.out("rmi", source, name)
+    engine.out("pull", "-q", name)
+    assert engine.out("images", "-q", "--no-trunc", name) == image["digest"]
+    engine.out("rmi", name)
+
+
+def test_push_of_what_no_registry_has(engine: Engine, registry: LocalRegistry, tmp_path: Path) -> None:
+    archive = tmp_path / "root.tar"
+    archive.write_bytes(tar({"file": os.urandom(200_000)}))
+    name = f"{registry.address}/own"
+    for tag in "ab":
+        engine.out("import", str(archive), f"{name}:{tag}")
+    digests = {tag: engine.out("images", "-q", "--no-trunc", f"{name}:{tag}") for tag in "ab"}
+    steps, last = pushed(engine, f"{name}:a")
+    assert steps == ["Pushed"]
+    kind, _ = registry.manifest("own", "a")
+    headers = registry.request("GET", "/v2/own/manifests/a", headers={"Accept": kind})[1]
+    assert headers["docker-content-digest"] == digests["a"]
+    assert last == f"a: digest: {digests['a']} size: {headers['content-length']}"
+    said_of_all = engine.out("push", "-a", name)
+    assert [f"{tag}: digest: {digests[tag]}" in said_of_all for tag in "ab"] == [True] * 2
+    registry.collect()
+    engine.out("rmi", f"{name}:a", f"{name}:b")
+    for tag in "ab":
+        engine.out("pull", "-q", f"{name}:{tag}")
+        assert engine.out("images", "-q", "--no-trunc", f"{name}:{tag}") == digests[tag]
+    engine.out("rmi", f"{name}:a", f"{name}:b")
+    done = engine.docker("push", f"{name}:a")
+    assert (done.returncode, "tag does not exist: " in done.stderr) == (1, True), done.stderr
+
+
+def test_push_with_login(engine: Engine, locked: LocalRegistry, tmp_path: Path) -> None:
+    archive = tmp_path / "root.tar"
+    archive.write_bytes(tar({"file": b"x"}))
+    name = f"{locked.address}/mine:1"
+    engine.out("import", str(archive), name)
+    config = ("--config", str(tmp_path / "config"))
+    done = engine.docker(*config, "push", name)
+    assert (done.returncode, "no basic auth credentials" in done.stderr) == (1, True), done.stderr
+    engine.docker(*config, "login", "-u", NAME, "--password-stdin", locked.address, input=PASSWORD)
+    digest = engine.out("images", "-q", "--no-trunc", name)
+    assert f"1: digest: {digest} " in engine.out(*config, "push", name)
+    assert locked.manifest("mine", "1")[1]["layers"]
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    auth = base64.b64encode(f"{NAME}:wrong".encode()).decode()
+    (wrong / "config.json").write_text(json.dumps({"auths": {locked.address: {"auth": auth}}}))
+    done = engine.docker("--config", str(wrong), "push", name)
+    assert (done.returncode, "401" in done.stderr or "denied" in done.stderr) == (1, True), done.stderr
+    engine.out("rmi", name)
