@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from dockerd_api.config import API_VERSION, LEAST_API_VERSION, VERSION
-from dockerd_api.routes import containers, exec, images, networks, registries, streams, system
+from dockerd_api.routes import commits, containers, exec, images, networks, registries, streams, system
 from dockerd_api.schemas.system import api_text
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 def build() -> FastAPI:
     """The routes. What they work with is put into `state` by the caller."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for module in (streams, containers, exec, registries, images, networks, system):
+    for module in (streams, containers, commits, exec, registries, images, networks, system):
         app.include_router(module.router)
     app.add_exception_handler(errdefs.BuoyError, _buoy_error)
     app.add_exception_handler(HTTPException, _no_route)

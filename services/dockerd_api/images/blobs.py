@@ -40,6 +40,10 @@ class Blobs:
             return False
         return True
 
+    async def labels(self, digest: str) -> Mapping[str, str]:
+        """The labels of a blob. Raises NotFound."""
+        return (await self._info(digest)).labels
+
     async def all(self) -> dict[str, int]:
         """Every blob's digest and size in bytes."""
         request = pb.ListContentRequest()

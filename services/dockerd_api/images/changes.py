@@ -1,11 +1,14 @@
-"""The `changes` of an import: Dockerfile instructions that alter the image's config, and nothing else."""
+"""The `changes` of an import or a commit: Dockerfile instructions that alter the image's config, and nothing
+else.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import errdefs
@@ -23,17 +26,27 @@ _HEALTH_FLAGS = {
 }
 
 
-def apply(changes: Sequence[str]) -> dict[str, Any]:
-    """The config (Docker's keys) that the instructions make. Raises InvalidArgument with Docker's words."""
-    config: dict[str, Any] = {}
+def apply(changes: Sequence[str], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The config (Docker's keys) that the instructions make of the base. Raises InvalidArgument with Docker's
+    words.
+
+    An entrypoint discards the base's command (moby builder/dockerfile/dispatchers.go).
+    """
+    config = {key: copy.deepcopy(value) for key, value in (base or {}).items() if value is not None}
+    own_command = False
     for change in changes:
         for line in change.splitlines():
-            if line.strip():
-                _apply_line(config, line.strip())
+            if not line.strip():
+                continue
+            name = _apply_line(config, line.strip())
+            own_command = own_command or name == "cmd"
+            if name == "entrypoint" and not own_command:
+                config.pop("Cmd", None)
     return config
 
 
-def _apply_line(config: dict[str, Any], line: str) -> None:
+def _apply_line(config: dict[str, Any], line: str) -> str:
+    """The instruction's name, in small letters."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     instruction = _INSTRUCTIONS.get(name.lower())
@@ -42,6 +55,7 @@ def _apply_line(config: dict[str, Any], line: str) -> None:
     if not rest:
         raise errdefs.InvalidArgument(f"{name.upper()} requires at least one argument")
     instruction(config, rest)
+    return name.lower()
 
 
 def _command(rest: str) -> list[str]:

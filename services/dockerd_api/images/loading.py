@@ -10,25 +10,24 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import errdefs
 from linux.crashpoints import crashpoint
 
 from dockerd_api.images.archive import ArchivedImage, ArchivedLayer
+from dockerd_api.images.assembling import assemble
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog
 from dockerd_api.images.documents import Descriptor
 from dockerd_api.images.layouts import Layout
 from dockerd_api.images.leases import PREFIX, Leases
-from dockerd_api.images.model import Image, Layer, chain_ids
+from dockerd_api.images.model import Image, Layer
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Piece, Spool, compression, decompressed, peeked
 from dockerd_api.images.unpack import SNAPSHOTTER, Trees
 
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _KEPT_COMPRESSIONS = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
@@ -69,7 +68,7 @@ class Loader:
             ]
             crashpoint("images.blobs-stored")
             await self._trees.unpack(layers, lease)
-            target = await self._store_documents(image.config, layers, lease)
+            target = await assemble(self._blobs, image.config, layers, lease)
             crashpoint("images.unpacked")
             for tag in image.tags:
                 await self.point(tag, target)
@@ -149,7 +148,7 @@ class Loader:
                 "rootfs": {"type": "layers", "diff_ids": [diff_id]},
             }
             data_ = json.dumps(document, separators=(",", ":")).encode()
-            target = await self._store_documents(data_, [layer], lease)
+            target = await assemble(self._blobs, data_, [layer], lease)
             if tag is None:
                 await self._catalog.put_dangling(target, {})
             else:
@@ -186,34 +185,3 @@ class Loader:
         except errdefs.FailedPrecondition as error:
             raise errdefs.InvalidArgument(f"invalid diffID for layer {number}: {error.message}") from error
         return Layer(_LAYER + _KEPT_COMPRESSIONS[kind], digest, size, layer.diff_id)
-
-    async def _store_documents(self, config: bytes, layers: Sequence[Layer], lease: str) -> Descriptor:
-        """Config and manifest, labelled so that a name holds everything: the manifest's descriptor."""
-        chain = chain_ids([layer.diff_id for layer in layers])
-        held = {f"containerd.io/gc.ref.snapshot.{SNAPSHOTTER}": chain[-1]} if chain else {}
-        config_digest = await self._blobs.write_document(
-            config, ref=f"{lease}-config", lease=lease, labels=held
-        )
-        manifest = _manifest(config_digest, len(config), layers)
-        references = {"containerd.io/gc.ref.content.config": config_digest} | {
-            f"containerd.io/gc.ref.content.l.{number}": layer.digest for number, layer in enumerate(layers)
-        }
-        digest = await self._blobs.write_document(
-            manifest, ref=f"{lease}-manifest", lease=lease, labels=references
-        )
-        return Descriptor(_MANIFEST, digest, len(manifest))
-
-
-def _manifest(config_digest: str, config_size: int, layers: Sequence[Layer]) -> bytes:
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST,
-            "config": {"mediaType": _CONFIG, "digest": config_digest, "size": config_size},
-            "layers": [
-                {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}
-                for layer in layers
-            ],
-        },
-        separators=(",", ":"),
-    ).encode()

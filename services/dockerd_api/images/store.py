@@ -16,6 +16,7 @@ from rpc.grpc import Channel
 from dockerd_api.images import archive, changes, documents, layouts, legacy, reference, resolution
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog, familiar
+from dockerd_api.images.committing import Commit, Committer
 from dockerd_api.images.filters import Filters
 from dockerd_api.images.leases import Leases
 from dockerd_api.images.loading import Loader
@@ -48,6 +49,7 @@ class Images:
         self.catalog, self.walker = self._catalog, self._walker
         leases = Leases(channel)
         self._loader = Loader(leases, self._blobs, self._trees, self._catalog, events)
+        self._committer = Committer(leases, self._blobs, self._trees, self._catalog)
         self.saver = Saver(leases, self._blobs, self._catalog, self._walker, events)
         self._remover = Remover(self._catalog, self._walker, self._blobs, events, self._users)
         self._pruner = Pruner(self._catalog, self._walker, self._blobs, self._trees, events, self._users)
@@ -161,6 +163,14 @@ class Images:
         return await self._loader.import_tree(
             data, name, config=config, message=message, architecture=architecture
         )
+
+    async def commit(self, wanted: Commit) -> str:
+        """Make an image of a container; its id. Raises NotFound."""
+        image_id = await self._committer.commit(wanted)
+        if wanted.name is not None:
+            labels = wanted.config.get("Labels") or {}
+            await self._publish("image", "tag", image_id, {**labels, "name": wanted.name.familiar})
+        return image_id
 
     async def tag(self, ref: str, repository: str, tag: str) -> None:
         """Let a further name point at an image. Raises InvalidArgument, NotFound."""

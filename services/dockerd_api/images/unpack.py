@@ -21,6 +21,8 @@ _UNPACKING = "extract-"
 _SIZE = "dev.buoy.layer-size"  # label of a committed snapshot: bytes of the files that its layer brings
 _UNPACKED = "dev.buoy.unpacked-size"  # annotation of Apply's answer: the same
 _APPLY_TIMEOUT = 3600.0  # seconds for one layer
+_DIFF_TIMEOUT = 3600.0  # seconds to make one
+_MADE = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
 class _Snapshots(PersistentStub, pb.SnapshotsStub):
@@ -146,6 +148,37 @@ class Trees:
         names = [info.name async for block in self._snapshots.list(request) for info in block.info]
         for name in names:
             await self.remove(name)
+
+    async def changes(self, key: str, lease: str) -> Descriptor:
+        """A layer, in gzip, of what the snapshot `key` changed of its parent. Raises NotFound."""
+        info = await self._stat(key)
+        if info is None:
+            raise errdefs.NotFound(f"snapshot {key} does not exist: not found")
+        view = f"{_UNPACKING}{secrets.token_hex(8)}-changes"
+        lower: list[Mount] = []
+        try:
+            if info.parent:
+                answer = await self._snapshots.view(
+                    pb.ViewSnapshotRequest(snapshotter=SNAPSHOTTER, key=view, parent=info.parent),
+                    metadata={"containerd-lease": lease},
+                )
+                lower = list(answer.mounts)
+            made = await self._diff.diff(
+                diff.DiffRequest(
+                    left=lower,
+                    right=await self.mounts(key),
+                    media_type=_MADE,
+                    ref=f"{lease}-changes",
+                ),
+                metadata={"containerd-lease": lease},
+                timeout=_DIFF_TIMEOUT,
+            )
+        finally:
+            with contextlib.suppress(errdefs.BuoyError):  # the lease is all that holds it
+                await self.remove(view)
+        if made.diff is None:
+            raise errdefs.Internal("containerd made no layer")
+        return made.diff
 
     async def unpack_unknown(self, blob: Descriptor, lease: str) -> tuple[str, int]:
         """Unpack a layer of which only the blob is known, on nothing: its diff id, and the bytes of its

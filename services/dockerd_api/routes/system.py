@@ -100,7 +100,6 @@ _NOT_BUILT = (
     ("build", "building images is"),
     ("session", "BuildKit sessions are"),
     ("grpc", "BuildKit is"),
-    ("commit", "committing containers is"),
     ("swarm", "swarm mode is"),
     ("nodes", "swarm mode is"),
     ("services", "swarm mode is"),
