@@ -74,7 +74,8 @@ def debian_root() -> Path:
 def wheels() -> Path:
     """A folder with a wheel of each pinned dependency, built or downloaded on the host."""
     constraints = REPO / "constraints.txt"
-    key = hashlib.sha256(constraints.read_bytes()).hexdigest()[:8]
+    settings = constraints.read_bytes() + (REPO / "pyproject.toml").read_bytes()
+    key = hashlib.sha256(settings).hexdigest()[:8]
     with building(f"wheels-{key}") as folder:
         if (folder / ".built").exists():
             return folder

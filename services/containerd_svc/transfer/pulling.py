@@ -95,7 +95,8 @@ class Puller:
             await asyncio.gather(*works)
         finally:
             for work in works:
-                work.cancel()
+                if not work.cancelling():  # again would cut off the writing of what has come
+                    work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
         crashpoint("pulling.stored")
         return target
