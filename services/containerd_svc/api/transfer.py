@@ -22,8 +22,9 @@ from rpc.grpc import current_call
 from containerd_svc.api.call import lease, namespace
 from containerd_svc.events import unpacked
 from containerd_svc.transfer import Streams, Transfers
-from containerd_svc.transfer.pulling import DOWNLOADS, Tell
+from containerd_svc.transfer.pulling import DOWNLOADS
 from containerd_svc.transfer.pushing import UPLOADS
+from containerd_svc.transfer.telling import Tell, telling
 
 # How many blobs of an image are downloaded, or uploaded, at a time; 0 for all.
 _DOWNLOADS = "buoy-max-concurrent-downloads"
@@ -67,20 +68,12 @@ class TransferService(pb.TransferBase):
 
     @contextlib.asynccontextmanager
     async def _progress(self, name: str) -> AsyncIterator[Tell]:
-        """How to tell the client how far it is; nothing is told without a stream, or to one that has gone."""
+        """How to tell the client how far it is; nothing is told without a stream."""
         if not name:
             yield _tell_nobody
             return
-        stream = self._streams.get(namespace(), name)
-
-        async def tell(progress: Progress) -> None:
-            with contextlib.suppress(errdefs.Unavailable):
-                await stream.send(progress)
-
-        try:
+        async with telling(self._streams.get(namespace(), name)) as tell:
             yield tell
-        finally:
-            stream.close()
 
 
 async def _tell_nobody(progress: Progress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import errdefs
@@ -27,13 +27,12 @@ from containerd_svc.transfer.descriptors import (
 )
 from containerd_svc.transfer.fetching import Fetcher, Source
 from containerd_svc.transfer.platforms import chosen, matches, this_host
+from containerd_svc.transfer.telling import Tell
 from containerd_svc.transfer.unpacking import SNAPSHOTTER, Unpacker
 
 _DEEPEST = 4  # indexes in indexes
 _BETWEEN = 0.1  # seconds between two tellings of how far a blob is
 DOWNLOADS = 3  # at a time, as Docker's max-concurrent-downloads
-
-Tell = Callable[[Progress], Awaitable[None]]
 
 
 @dataclass
@@ -109,8 +108,11 @@ class Puller:
         store: ImageStore,
         works: list[asyncio.Task[None]],
         depth: int,
+        *,
+        whole: bool = True,
     ) -> None:
-        """Fetch a document and those below it; begin to fetch the blobs."""
+        """Fetch a document and those below it; begin to fetch the blobs, unless `whole` is false: then of a
+        manifest its config alone."""
         if descriptor["digest"] in pull.seen:
             return
         if depth > _DEEPEST:
@@ -120,13 +122,19 @@ class Puller:
         below = [each for _, each in children_of(descriptor, parsed(data, descriptor))]
         ref = ref_key(descriptor)
         if descriptor.get("mediaType") in INDEXES:
-            for each in chosen(store.platforms, below, store.manifest_limit):
+            wanted = chosen(store.platforms, below)
+            others = [each for each in below if each not in wanted] if store.all_metadata else []
+            for each in (wanted + others)[: store.manifest_limit or None]:
                 if each.get("mediaType") in (*INDEXES, *MANIFESTS):
-                    await self._walk(pull, each, ref, store, works, depth + 1)
+                    of_all = whole and each in wanted
+                    await self._walk(pull, each, ref, store, works, depth + 1, whole=of_all)
                 else:
                     works.append(self._begin(pull, each, ref))
             return
-        pull.manifests.append(descriptor)
+        if whole:
+            pull.manifests.append(descriptor)
+        else:
+            below = [each for each in below if each.get("mediaType") in CONFIGS]
         works += [self._begin(pull, each, ref) for each in below]
 
     def _begin(self, pull: _Pull, blob: Descriptor, parent: str) -> asyncio.Task[None]:

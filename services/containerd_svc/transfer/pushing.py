@@ -26,7 +26,8 @@ from containerd_svc.transfer.descriptors import (
     ref_key,
 )
 from containerd_svc.transfer.platforms import matches
-from containerd_svc.transfer.pulling import Tell, described
+from containerd_svc.transfer.pulling import described
+from containerd_svc.transfer.telling import Tell
 
 UPLOADS = 5  # at a time, as Docker's max-concurrent-uploads
 _SOURCE = "containerd.io/distribution.source."

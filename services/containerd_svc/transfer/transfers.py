@@ -38,9 +38,10 @@ from containerd_svc.transfer.descriptors import (
     children,
 )
 from containerd_svc.transfer.platforms import matches, this_host
-from containerd_svc.transfer.pulling import DOWNLOADS, Puller, Tell, described, names_of
+from containerd_svc.transfer.pulling import DOWNLOADS, Puller, described, names_of
 from containerd_svc.transfer.pushing import UPLOADS, Pusher
 from containerd_svc.transfer.streams import Sender, Stream, Streams, received
+from containerd_svc.transfer.telling import Tell
 from containerd_svc.transfer.unpacking import SNAPSHOTTER, Unpacker
 
 _LASTS = datetime.timedelta(hours=24)  # as containerd's own leases of a transfer

@@ -111,8 +111,10 @@ class World:
         self.puller = Puller(stores.content, stores.leases, unpacker)
         self.amd64 = Platform(os="linux", architecture="amd64")
 
-    async def pull(self, source: Source, *platforms: Platform, unpack: bool = True) -> Descriptor:
-        store = ImageStore(name=NAME, platforms=list(platforms))
+    async def pull(
+        self, source: Source, *platforms: Platform, unpack: bool = True, all_metadata: bool = False
+    ) -> Descriptor:
+        store = ImageStore(name=NAME, platforms=list(platforms), all_metadata=all_metadata)
         if unpack:
             store.unpacks = [UnpackConfiguration(platform=self.amd64, snapshotter="overlayfs")]
         return await self.puller.pull("moby", source, NAME, store, self._tell, "lease")
@@ -270,6 +272,8 @@ async def test_only_the_platforms_that_are_wanted(world: World) -> None:
     await world.pull(source, world.amd64)
     assert listed[0]["digest"] in await world.digests()
     assert len(await world.digests()) == 4
+    await world.pull(source, world.amd64, all_metadata=True)
+    assert len(await world.digests()) == 8  # of the two others manifest and config
     await world.pull(source)
     assert len(await world.digests()) == 10
     assert len(await world.stores.snapshots.list("moby", "overlayfs")) == 1
