@@ -14,6 +14,7 @@ from dockerd_api.images import documents, platforms, reference
 from dockerd_api.images.blobs import DOCUMENT_LIMIT, digest_of
 from dockerd_api.images.documents import Descriptor
 from dockerd_api.images.model import Layer, chain_ids
+from dockerd_api.images.platforms import Choice, Platform
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Piece, Spool
 
@@ -39,7 +40,7 @@ class Layout:
     tag: Reference | None
     documents: dict[str, Document] = field(default_factory=dict)
     blobs: dict[str, tuple[Descriptor, Piece]] = field(default_factory=dict)
-    # What this machine runs of it: the digest of its config, and its layers.
+    # What is unpacked of it: the digest of its config, and its layers.
     config: str = ""
     layers: tuple[Layer, ...] = ()
 
@@ -49,29 +50,35 @@ class Layout:
         return (chain_ids([layer.diff_id for layer in self.layers]) or [""])[-1]
 
 
-def read(spool: Spool, index: Piece) -> list[Layout]:
+def read(spool: Spool, index: Piece, platform: Platform | None = None) -> list[Layout]:
     """The images that `index.json` names, all checked as far as their documents tell. What of an index the
-    archive does not have is left out. Raises InvalidArgument. Blocks.
+    archive does not have is left out; with `platform`, so is what is for another one.
+
+    Raises InvalidArgument, and NotFound for an image that is not there for the platform. Blocks.
     """
+    choice = platforms.Choice(platform)
     top = documents.parse(spool.read(index, DOCUMENT_LIMIT, "index.json"), "index.json")
     if any(top.get(key) for key in ("layers", "config", "fsLayers")):
         raise errdefs.InvalidArgument("invalid archive: index.json is an index and a manifest at once")
     if not isinstance(top.get("manifests"), list):
         raise errdefs.InvalidArgument("invalid archive: index.json has no manifests")
-    return [_layout(spool, entry) for entry in documents.entries(top, "manifests", "index.json")]
+    return [_layout(spool, entry, choice) for entry in documents.entries(top, "manifests", "index.json")]
 
 
-def _layout(spool: Spool, entry: Descriptor) -> Layout:
+def _layout(spool: Spool, entry: Descriptor, choice: Choice) -> Layout:
     name = entry.annotations.get(_NAME) or entry.annotations.get(_REF_NAME) or ""
     layout = Layout(_unnamed(entry), reference.parse_tag(name) if "/" in name or ":" in name else None)
     if spool.piece(_path(entry.digest)) is None:
         raise errdefs.InvalidArgument(f"invalid archive: {_path(entry.digest)}: no such file")
-    _walk(spool, layout, entry, 0)
-    _choose(spool, layout)
+    _walk(spool, layout, entry, choice, 0)
+    _choose(spool, layout, choice)
+    if choice.wanted is not None and not layout.config:
+        what = layout.tag.familiar if layout.tag is not None else entry.digest
+        raise errdefs.NotFound(f"image {what} doesn't provide the requested platform ({choice.wanted})")
     return layout
 
 
-def _walk(spool: Spool, layout: Layout, descriptor: Descriptor, depth: int) -> None:
+def _walk(spool: Spool, layout: Layout, descriptor: Descriptor, choice: Choice, depth: int) -> None:
     if descriptor.digest in layout.documents:
         return
     if depth > _DEEPEST:
@@ -80,11 +87,11 @@ def _walk(spool: Spool, layout: Layout, descriptor: Descriptor, depth: int) -> N
     below: dict[str, Descriptor] = {}
     if descriptor.is_index:
         for number, each in enumerate(documents.index(data, descriptor)):
-            if spool.piece(_path(each.digest)) is None:
+            if spool.piece(_path(each.digest)) is None or (each.is_manifest and not _suits(each, choice)):
                 continue
             below[f"containerd.io/gc.ref.content.m.{number}"] = each
             if each.is_index or each.is_manifest:
-                _walk(spool, layout, each, depth + 1)
+                _walk(spool, layout, each, choice, depth + 1)
             else:
                 _add_blob(spool, layout, each)
     elif descriptor.is_manifest:
@@ -112,8 +119,8 @@ def _add_blob(spool: Spool, layout: Layout, descriptor: Descriptor) -> None:
     layout.blobs[descriptor.digest] = (descriptor, piece)
 
 
-def _choose(spool: Spool, layout: Layout) -> None:
-    """Check every image's config, and find what this machine runs."""
+def _choose(spool: Spool, layout: Layout, choice: Choice) -> None:
+    """Check every image's config, and find what is wanted, or what this machine runs."""
     best: int | None = None
     for document in layout.documents.values():
         if not document.descriptor.is_manifest or document.descriptor.is_pseudo:
@@ -128,8 +135,10 @@ def _choose(spool: Spool, layout: Layout) -> None:
                 f"invalid manifest, layers length mismatch: expected {len(layers)}, got {len(diff_ids)}"
             )
         platform = document.descriptor.platform or _platform(config)
-        rank = platforms.Choice().rank(platform)
-        if rank is None or not platforms.runs_here(platform) or (best is not None and best <= rank):
+        rank = choice.rank(platform)
+        if rank is None or not (choice.wanted or platforms.runs_here(platform)):
+            continue
+        if best is not None and best <= rank:
             continue
         best = rank
         layout.config = config_descriptor.digest
@@ -139,11 +148,18 @@ def _choose(spool: Spool, layout: Layout) -> None:
         )
 
 
-def _platform(config: Mapping[str, Any]) -> platforms.Platform:
+def _suits(manifest: Descriptor, choice: Choice) -> bool:
+    """Whether it is to be loaded: without a wish everything is; one that says no platform may be wanted."""
+    if choice.wanted is None or manifest.platform is None:
+        return True
+    return choice.rank(manifest.platform) is not None
+
+
+def _platform(config: Mapping[str, Any]) -> Platform:
     """A config that says nothing is of this machine's kind."""
     said = platforms.from_document(config)
     here = platforms.host()
-    return said if said.architecture else platforms.Platform(said.os or here.os, here.architecture)
+    return said if said.architecture else Platform(said.os or here.os, here.architecture)
 
 
 def _document(spool: Spool, descriptor: Descriptor) -> bytes:

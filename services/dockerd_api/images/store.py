@@ -13,7 +13,7 @@ import errdefs
 from pb.containerd.types import Mount
 from rpc.grpc import Channel
 
-from dockerd_api.images import archive, changes, documents, layouts, legacy, reference, resolution
+from dockerd_api.images import archive, changes, documents, layouts, legacy, platforms, reference, resolution
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog, familiar
 from dockerd_api.images.committing import Commit, Committer
@@ -128,16 +128,16 @@ class Images:
         """Bytes on disk of what the container changed, and of its whole tree. Raises NotFound."""
         return await self._trees.whole_usage(container_id)
 
-    async def load(self, data: AsyncIterator[bytes]) -> AsyncIterator[str]:
-        """Load the images of an archive; yields Docker's lines, the first only when the whole archive was
-        checked.
+    async def load(self, data: AsyncIterator[bytes], platform: Platform | None = None) -> AsyncIterator[str]:
+        """Load the images of an archive, with `platform` only what is for it; yields Docker's lines, the
+        first only when the whole archive was checked.
 
         Raises InvalidArgument for a damaged or hostile archive; images that were loaded before it was noticed
-        stay.
+        stay. NotFound when one is not there for the platform.
         """
         folder = self._spool or Path(tempfile.gettempdir())
         async with receive(data, folder) as spool:
-            found = await asyncio.to_thread(_read, spool)
+            found = await asyncio.to_thread(_read, spool, platform)
             lines: list[str] = []
             for image in found:
                 if isinstance(image, layouts.Layout):
@@ -218,12 +218,19 @@ async def _at_once() -> None:
     return
 
 
-def _read(spool: Spool) -> list[archive.ArchivedImage] | list[layouts.Layout]:
+def _read(spool: Spool, platform: Platform | None) -> list[archive.ArchivedImage] | list[layouts.Layout]:
     """The images of an archive, whichever format it has; blocks."""
     index = spool.piece("index.json")
     if index is not None and spool.piece("oci-layout") is not None:
-        return layouts.read(spool, index)
+        return layouts.read(spool, index, platform)
     repositories = archive.read_document(spool, "repositories")
     if repositories is not None and spool.piece("manifest.json") is None:
-        return legacy.read(spool, repositories)
-    return archive.read(spool)
+        found = legacy.read(spool, repositories)
+    else:
+        found = archive.read(spool)
+    choice = platforms.Choice(platform)
+    for image in found if platform is not None else ():
+        if choice.rank(platforms.from_document(image.document)) is None:
+            what = image.tags[0].familiar if image.tags else "without a name"
+            raise errdefs.NotFound(f"image {what} doesn't provide the requested platform ({platform})")
+    return found

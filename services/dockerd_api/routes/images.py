@@ -53,9 +53,8 @@ def entry_for(entry: dict[str, Any], version: tuple[int, int]) -> dict[str, Any]
 @router.post("/images/load")
 async def load(request: Request) -> Response:
     """Load an archive of `docker save`, or an OCI layout."""
-    if api_version(request) >= (1, 48) and request.query_params.get("platform"):
-        raise errdefs.NotImplementedHere("loading one platform of an archive is not implemented")
-    lines = _images(request).load(request.stream())
+    platform = _platform(request) if api_version(request) >= (1, 48) else None
+    lines = _images(request).load(request.stream(), platform)
     # Until the first line nothing is sent, so that a bad archive gets a status of its own.
     first = await anext(lines, None)
 

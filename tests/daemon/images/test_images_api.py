@@ -46,7 +46,8 @@ def test_one_platform_of_an_archive(engine: Engine) -> None:
     with engine.http() as http:
         query = {"platform": json.dumps({"os": "linux", "architecture": "arm64"})}
         answer = http.post("/v1.48/images/load", params=query, content=saved_image(["img:2"], [])[1])
-        assert message(answer) == (501, "loading one platform of an archive is not implemented")
+        refused = (404, "image img:2 doesn't provide the requested platform (linux/arm64)")
+        assert message(answer) == refused
         assert http.get("/images/img:2/json").status_code == 404
 
 

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from dockerd_api.images.loading import host_architecture
 
@@ -145,6 +146,34 @@ def test_an_image_of_many_platforms_is_kept_as_it_is(engine: Engine) -> None:
         [described] = document(alone, "index.json")["manifests"]
         assert described["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
         assert len(members(alone)) < len(after)
+        http.delete("/images/many:1")
+
+
+def test_one_platform_is_loaded(engine: Engine) -> None:
+    digest, archive = of_many_platforms()
+    other = "s390x" if host_architecture() != "s390x" else "amd64"
+    with engine.http() as http:
+
+        def load(architecture: str) -> httpx.Response:
+            platform = json.dumps({"os": "linux", "architecture": architecture})
+            return http.post("/v1.48/images/load", params={"platform": platform}, content=archive)
+
+        answer = load("riscv64")
+        assert (answer.status_code, answer.json()["message"]) == (
+            404,
+            "image many:1 doesn't provide the requested platform (linux/riscv64)",
+        )
+        assert load(other).json() == {"stream": "Loaded image: many:1\n"}
+        image = http.get("/v1.48/images/many:1/json", params={"manifests": "true"}).json()
+        assert image["Id"] == digest
+        available = {
+            each["Descriptor"]["platform"]["architecture"]: each["Available"] for each in image["Manifests"]
+        }
+        assert available == {other: True, host_architecture(): False, "unknown": False}
+        # The rest may come later.
+        assert http.post("/images/load", content=archive).json() == {"stream": "Loaded image: many:1\n"}
+        image = http.get("/v1.48/images/many:1/json", params={"manifests": "true"}).json()
+        assert all(each["Available"] for each in image["Manifests"])
         http.delete("/images/many:1")
 
 
