@@ -15,19 +15,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 import zstandard
 from isal import igzip
-from linux import mounts as flags
-from linux import syscalls
+from linux import layer_view, syscalls
 
 from containerd_svc import changes
 from containerd_svc.pack import Packer
 
 _PR_SET_PDEATHSIG = 1
-_CLONE_NEWNS = 0x00020000
 _BUFFER = 1024 * 1024
 _GZIP_LEVEL = 2  # of isal's 0 to 3: within a few per cent of zlib's default size
 
@@ -77,7 +74,7 @@ def _make(request: dict[str, Any]) -> dict[str, Any]:
     trees = {"lower": lower, "upper": upper}
     if lower and upper[1:] == lower:
         trees["top"] = upper[:1]
-    _enter(request["place"], trees)
+    layer_view.enter(request["place"], trees)
     root, found = "/upper", None
     if "top" in trees:
         with contextlib.suppress(changes.NotPlain):
@@ -90,32 +87,6 @@ def _make(request: dict[str, Any]) -> dict[str, Any]:
         )
         squeezed.close()
     return {"digest": plain.digest, "size": plain.size}
-
-
-def _enter(place: str, trees: Mapping[str, Sequence[str]]) -> None:
-    """Show each tree in a folder of its own, read-only and without devices, and make them all there is."""
-    syscalls.unshare(_CLONE_NEWNS)
-    syscalls.mount("", "/", "", flags.MS_REC | flags.MS_PRIVATE)
-    syscalls.mount("tmpfs", place, "tmpfs", flags.MS_NODEV | flags.MS_NOSUID, "mode=0700")
-    for name, layers in trees.items():
-        target = f"{place}/{name}"
-        os.mkdir(target)
-        for layer in layers:
-            os.stat(layer)  # mount(2) does not say which one is missing
-        if not layers:
-            continue
-        if len(layers) == 1:
-            syscalls.mount(layers[0], target, "", flags.MS_BIND)
-        else:
-            # From a common folder: the names of many layers would not fit into mount(2)'s one page.
-            common = os.path.commonpath(layers)
-            os.chdir(common)
-            short = ":".join(os.path.relpath(layer, common) for layer in layers)
-            syscalls.mount("overlay", target, "overlay", flags.MS_RDONLY, f"lowerdir={short}")
-        harmless = flags.MS_RDONLY | flags.MS_NODEV | flags.MS_NOSUID | flags.MS_NOEXEC
-        syscalls.mount("", target, "", flags.MS_REMOUNT | flags.MS_BIND | harmless)
-    os.chdir(place)
-    os.chroot(".")
 
 
 def _compressor(out: BinaryIO, kind: str) -> BinaryIO:

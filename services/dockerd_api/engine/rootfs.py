@@ -46,7 +46,7 @@ class Rootfs:
     def __init__(self, mounts: Sequence[MountRecord]) -> None:
         self._layers: list[int] = []
         try:
-            for path in _layer_paths(mounts):
+            for path in layer_paths(mounts):
                 self._layers.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError:
             self.close()
@@ -132,7 +132,7 @@ def read_running(pid: int, path: str, limit: int) -> bytes | None:
     return _read_regular(fd, path, limit)
 
 
-def _layer_paths(mounts: Sequence[MountRecord]) -> list[str]:
+def layer_paths(mounts: Sequence[MountRecord]) -> list[str]:
     """The folders of the layers, the top first."""
     if len(mounts) != 1:
         raise errdefs.Internal(f"a root of {len(mounts)} mounts cannot be read")

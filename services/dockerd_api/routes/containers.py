@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import errdefs
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
-from dockerd_api.engine import creation, filters, processes, removal, renaming, starting, stopping
+from dockerd_api.engine import creation, exporting, filters, processes, removal, renaming, starting, stopping
 from dockerd_api.engine.engine import Engine
 from dockerd_api.schemas import bodies, containers
 
@@ -126,6 +128,20 @@ async def resize(name: str, request: Request) -> Response:
 async def top(name: str, request: Request) -> Response:
     arguments = request.query_params.get("ps_args") or "-ef"
     return JSONResponse(await processes.top(engine_of(request), name, arguments))
+
+
+@router.get("/{name}/export")
+async def export(name: str, request: Request) -> Response:
+    pieces = exporting.export(engine_of(request), name)
+    first = await anext(pieces)  # what cannot be exported gets a status of its own
+
+    async def stream() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    return StreamingResponse(stream(), media_type="application/octet-stream")
 
 
 @router.delete("/{name}")

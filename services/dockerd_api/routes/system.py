@@ -110,7 +110,6 @@ _NOT_BUILT = (
 _NOT_BUILT_OF_CONTAINERS = (
     ("stats", "statistics are"),
     ("update", "updating containers is"),
-    ("export", "exporting containers is"),
     ("changes", "listing a container's changes is"),
     ("archive", "copying files is"),
     ("checkpoints", "checkpoints are"),
