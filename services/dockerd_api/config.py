@@ -75,6 +75,7 @@ _OPTIONS: tuple[tuple[str, str, str, Any, str], ...] = (
         "certificates of registries",
     ),
     ("--max-concurrent-downloads", "max-concurrent-downloads", "int", 3, "layers of a pull at a time"),
+    ("--max-concurrent-uploads", "max-concurrent-uploads", "int", 5, "layers of a push at a time"),
     ("--http-proxy", "http-proxy", "str", "", "proxy for plain HTTP"),
     ("--https-proxy", "https-proxy", "str", "", "proxy for HTTPS"),
     ("--no-proxy", "no-proxy", "str", "", "hosts that are reached directly"),
@@ -281,10 +282,11 @@ def _check(values: Mapping[str, Any]) -> None:
     for label in values["labels"]:
         if "=" not in label:
             raise errdefs.InvalidArgument(f"bad attribute format: {label}")
-    if values["max-concurrent-downloads"] < 0:
-        raise errdefs.InvalidArgument(
-            f"invalid max concurrent downloads: {values['max-concurrent-downloads']}"
-        )
+    for what in ("downloads", "uploads"):
+        if values[f"max-concurrent-{what}"] < 0:
+            raise errdefs.InvalidArgument(
+                f"invalid max concurrent {what}: {values[f'max-concurrent-{what}']}"
+            )
     runtimes(values)
 
 

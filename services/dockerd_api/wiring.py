@@ -201,7 +201,10 @@ def _registries(state: Any, config: Config, channel: Channel, images: Images, to
     transfers = Transfers(
         channel,
         Hosts(registries, Path(config["exec-root"]) / "registries"),
-        metadata={"buoy-max-concurrent-downloads": str(config["max-concurrent-downloads"])},
+        metadata={
+            f"buoy-max-concurrent-{what}": str(config[f"max-concurrent-{what}"])
+            for what in ("downloads", "uploads")
+        },
     )
     asking = Asking(registries, Proxies.of({key: str(config[key]) for key in configuration.PROXIES}))
 
