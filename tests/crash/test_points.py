@@ -149,6 +149,19 @@ class Crashing:
         self.done("rotated log", attempt)
         self.gone("logs")
 
+    def committed(self) -> None:
+        """An image of what a container wrote."""
+
+        def attempt() -> bool:
+            self.gone("seed")
+            if self.docker("run", "--name", "seed", "busybox", "touch", "/f").returncode:
+                return False
+            return self.docker("commit", "seed", "seeded").returncode == 0
+
+        self.done("commit", attempt)
+        self.gone("seed")
+        self.done("rmi seeded", partial(self.absent, "No such image", "rmi", "-f", "seeded"))
+
     def layer(self) -> None:
         """A layer made of a tree, which containerd's clients ask for."""
 
@@ -259,6 +272,7 @@ class Crashing:
         self.foreground()
         self.background()
         self.logged()
+        self.committed()
         self.layer()
         self.transferred()
         self.pulled()

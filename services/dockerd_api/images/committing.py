@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from linux.crashpoints import crashpoint
+
 from dockerd_api.images.assembling import assemble
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog
@@ -75,6 +77,7 @@ class Committer:
             await self._leases.hold_blobs(lease, [layer.digest for layer in parent.layers])
             layers = list(parent.layers)
             made = await self._trees.changes(wanted.snapshot, lease)
+            crashpoint("images.changes-made")
             labels = await self._blobs.labels(made.digest)
             diff_id = labels["containerd.io/uncompressed"]
             if diff_id != _NOTHING:
@@ -82,6 +85,7 @@ class Committer:
             await self._trees.unpack(layers, lease)
             config = _config(wanted, parent, layers)
             target = await assemble(self._blobs, config, layers, lease)
+            crashpoint("images.assembled")
             kept = {PARENT: wanted.parent_id}
             if wanted.name is None:
                 await self._catalog.put_dangling(target, kept)
