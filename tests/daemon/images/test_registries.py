@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.archives import tar
 from tests.support.engine import Engine
-from tests.support.registry import NAME, PASSWORD, LocalRegistry
+from tests.support.registry import NAME, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, PASSWORD, LocalRegistry
 
 pytestmark = pytest.mark.root
 
@@ -202,3 +202,55 @@ def test_push_with_login(engine: Engine, locked: LocalRegistry, tmp_path: Path) 
     done = engine.docker("--config", str(wrong), "push", name)
     assert (done.returncode, "401" in done.stderr or "denied" in done.stderr) == (1, True), done.stderr
     engine.out("rmi", name)
+
+
+def test_schema2(engine: Engine, registry: LocalRegistry) -> None:
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    kinds = {
+        OCI_MANIFEST: kind,
+        OCI_CONFIG: "application/vnd.docker.container.image.v1+json",
+        OCI_LAYER: "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    }
+    plain = registry.put_image("schema2", "", [layer(10)])
+    text = json.dumps(registry.manifest("schema2", plain["digest"])[1])
+    for old, new in kinds.items():
+        text = text.replace(old, new)
+    image = registry.put_manifest("schema2", "1", json.loads(text))
+    source, name = f"{registry.address}/schema2:1", f"{registry.address}/copied/schema2:1"
+    engine.out("pull", "-q", source)
+    assert engine.out("images", "-q", "--no-trunc", source) == image["digest"]
+    engine.out("tag", source, name)
+    assert pushed(engine, name)[1] == f"1: digest: {image['digest']} size: {image['size']}"
+    assert registry.manifest("copied/schema2", "1") == (kind, json.loads(text))
+    engine.out("rmi", source, name)
+
+
+def test_push_of_several_platforms(engine: Engine, registry: LocalRegistry) -> None:
+    images = [
+        (registry.put_image("both", "", [layer(10)], ("linux", machine)), machine)
+        for machine in ("amd64", "s390x")
+    ]
+    index = registry.put_index("both", "1", images)
+    source, name = f"{registry.address}/both:1", f"{registry.address}/copied/both"
+    engine.out("pull", "-q", "--platform", "linux/amd64", source)
+    for tag in "12":
+        engine.out("tag", source, f"{name}:{tag}")
+    amd64 = images[0][0]
+    with engine.http() as http:
+        auth = base64.urlsafe_b64encode(b"{}").decode()
+        answer = http.post(
+            f"/v1.45/images/{name}/push", params={"tag": "1"}, headers={"X-Registry-Auth": auth}
+        )
+    told = [each["aux"] for each in said(answer) if "aux" in each]
+    assert told[0]["manifestPushedInsteadOfIndex"]
+    assert told[0]["originalIndex"]["digest"] == index["digest"]
+    assert told[0]["selectedManifest"]["digest"] == amd64["digest"]
+    assert told[1] == {"Tag": "1", "Digest": amd64["digest"], "Size": amd64["size"]}
+    assert registry.manifest("copied/both", "1")[0] == OCI_MANIFEST
+    engine.out("pull", "-q", "--platform", "linux/s390x", source)
+    assert pushed(engine, f"{name}:2")[1] == f"2: digest: {index['digest']} size: {index['size']}"
+    registry.collect()
+    assert [each["digest"] for each in registry.manifest("copied/both", "2")[1]["manifests"]] == [
+        image["digest"] for image, _ in images
+    ]
+    engine.out("rmi", source, f"{name}:1", f"{name}:2")
