@@ -17,6 +17,15 @@ _SHELL = ["/bin/sh", "-c"]
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _PORT = re.compile(r"(?:(\d+)(?:-(\d+))?)(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::([-+])([^}]*))?\})", re.ASCII)
+# Those in whose arguments variables are replaced.
+_EXPANDED = frozenset({"env", "expose", "label", "stopsignal", "user", "volume", "workdir"})
+# What is said when nothing is left of the arguments then; others take it.
+_WITHOUT_EMPTY = {
+    "stopsignal": "invalid signal: ",
+    "volume": "VOLUME specified can not be an empty string",
+    "workdir": "cannot normalize nothing",
+}
 _FLAG = re.compile(r"--([a-z-]+)=(\S+)\s*")
 _HEALTH_FLAGS = {
     "interval": "Interval",
@@ -54,8 +63,46 @@ def _apply_line(config: dict[str, Any], line: str) -> str:
         raise errdefs.InvalidArgument(f"{name.upper()} is not a valid change command")
     if not rest:
         raise errdefs.InvalidArgument(f"{name.upper()} requires at least one argument")
+    if name.lower() in _EXPANDED:
+        split = name.lower() == "label" or (name.lower() == "env" and "=" in rest.split(None, 1)[0])
+        rest = _expanded(rest, config.get("Env") or (), split=split)
+        if not rest.strip() and name.lower() in _WITHOUT_EMPTY:
+            raise errdefs.InvalidArgument(_WITHOUT_EMPTY[name.lower()])
     instruction(config, rest)
     return name.lower()
+
+
+def _expanded(text: str, environment: Sequence[str], *, split: bool) -> str:
+    """The text with the environment's variables in place of `$name`, `${name}`, `${name:-word}` and
+    `${name:+word}`, but not in single quotes. What is to be split into words is not split within a value.
+    """
+    values = {name: value for name, _, value in (entry.partition("=") for entry in environment)}
+    out: list[str] = []
+    at, quoted = 0, False
+    while at < len(text):
+        found = _VARIABLE.match(text, at)
+        if found is not None:
+            value = values.get(found[1] or found[2], "")
+            if found[3] == "-":
+                value = value or found[4]
+            elif found[3] == "+":
+                value = found[4] if value else ""
+            special = r'(["\\])' if quoted else r"""([\s"'\\])"""
+            out.append(re.sub(special, r"\\\1", value) if split else value)
+            at = found.end()
+            continue
+        if text.startswith("${", at):
+            raise errdefs.InvalidArgument(f"unsupported modifier in {json.dumps(text)}")
+        end = at + 1
+        if text[at] == "'" and not quoted:
+            end = text.find("'", at + 1) + 1 or len(text)
+        elif text[at] == "\\":
+            end = at + 2
+        elif text[at] == '"':
+            quoted = not quoted
+        out.append("$" if text[at:end] == "\\$" else text[at:end])
+        at = end
+    return "".join(out)
 
 
 def _command(rest: str) -> list[str]:
@@ -141,7 +188,7 @@ def _volume(config: dict[str, Any], rest: str) -> None:
 
 
 def _user(config: dict[str, Any], rest: str) -> None:
-    if len(rest.split()) != 1:
+    if len(rest.split()) > 1:
         raise errdefs.InvalidArgument("USER requires exactly one argument")
     config["User"] = rest
 
