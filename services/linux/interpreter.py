@@ -12,6 +12,7 @@ when it must.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -20,6 +21,7 @@ _PREFIX = "python-"
 _ST_RDONLY = 1
 # fcntl(2): F_ADD_SEALS, F_GET_SEALS; SEAL, SHRINK, GROW and WRITE
 _ADD_SEALS, _GET_SEALS, _SEALS = 1033, 1034, 0xF
+_SEAL_TRIES = 5  # the kernel waits 150 ms in each
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_EXEC = 1, 2, 0x10
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, 0o2000000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -342,7 +344,14 @@ def _copy_in_memory() -> int:
     finally:
         os.close(source)
     os.fchmod(copy, 0o755)
-    fcntl.fcntl(copy, _ADD_SEALS, _SEALS)
+    for tries_left in reversed(range(_SEAL_TRIES)):
+        try:
+            fcntl.fcntl(copy, _ADD_SEALS, _SEALS)
+            break
+        except OSError as error:
+            # Somebody holds a page of it for a moment, as the kernel's own scans do (fcntl(2) F_SEAL_WRITE).
+            if error.errno != errno.EBUSY or not tries_left:
+                raise
     return copy
 
 

@@ -373,7 +373,12 @@ def check_gap(texts: Sequence[str], last: int) -> None:
 def writers(shim_pid: int) -> list[int]:
     """The processes with which a shim writes to the disk: one at most for the container."""
     children = Path(f"/proc/{shim_pid}/task/{shim_pid}/children").read_text().split()
-    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "shim-writer\n"]
+    found = []
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
+            if Path(f"/proc/{pid}/comm").read_text() == "shim-writer\n":
+                found.append(int(pid))
+    return found
 
 
 def task_mount(kind: str, source: str, options: list[str]) -> Any:
