@@ -13,6 +13,7 @@ from pathlib import Path
 
 import errdefs
 import uvloop
+from http_client.proxies import Proxies
 from rpc import service_manager
 
 from containerd_svc import config
@@ -20,7 +21,6 @@ from containerd_svc.daemon import Settings, serve
 from containerd_svc.foreign_shims import events_address
 from containerd_svc.hold import hold
 from containerd_svc.publish import publish
-from containerd_svc.registry.proxies import Proxies
 
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             nursery=os.path.abspath(options.nursery),
             debug=options.log_level in ("trace", "debug"),
             config=config.load(Path(options.config)) if options.config else config.Config(),
-            proxies=Proxies.of_environment(os.environ),
+            proxies=Proxies.of(os.environ),
         )
         passed = service_manager.listen_fds()
         held = hold(settings.root, settings.state)

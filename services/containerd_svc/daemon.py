@@ -15,6 +15,7 @@ from pathlib import Path
 
 import rpc.ttrpc
 from betterproto2.grpclib import ServiceBase
+from http_client.proxies import Proxies
 from rpc import service_manager
 from rpc.grpc import Server
 from storage.database import Database
@@ -51,7 +52,6 @@ from containerd_svc.monitor import Monitor
 from containerd_svc.namespaces import Namespaces
 from containerd_svc.plugins import GRPC, SCHEDULER
 from containerd_svc.recover import Recovery
-from containerd_svc.registry.proxies import Proxies
 from containerd_svc.restart_policy import explicitly_stopped
 from containerd_svc.sandboxes import Sandboxes
 from containerd_svc.shims import Shims

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import errdefs
 import uvicorn
+from http_client.proxies import Proxies
 from rpc import service_manager
 from rpc.grpc import Channel
 from storage.database import Database
@@ -41,7 +43,6 @@ from dockerd_api.images.transfers import Transfers
 from dockerd_api.network.manager import Networks
 from dockerd_api.network.netns_helper import NetnsHelper
 from dockerd_api.registries import Asking, Credentials, Registries
-from dockerd_api.registries.endpoints import Proxies
 from dockerd_api.registries.hosts import Hosts
 from dockerd_api.replies.producers import Producers
 from dockerd_api.security import load_default_profile
@@ -206,7 +207,9 @@ def _registries(state: Any, config: Config, channel: Channel, images: Images, to
             for what in ("downloads", "uploads")
         },
     )
-    asking = Asking(registries, Proxies.of({key: str(config[key]) for key in configuration.PROXIES}))
+    asking = Asking(
+        registries, Proxies.of(os.environ, {key: str(config[key]) for key in configuration.PROXIES})
+    )
 
     async def tags(name: Reference, who: Credentials, user_agent: str) -> list[str]:
         repository = asking.repository(name.domain, name.path, who, user_agent)

@@ -11,11 +11,12 @@ import pytest
 
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 
-GROUND = {"container_log", "errdefs", "linux", "pb", "rpc", "storage"}
+GROUND = {"container_log", "errdefs", "http_client", "linux", "pb", "rpc", "storage"}
 # What a package may import of ours besides itself.
 PACKAGES: dict[str, set[str]] = {
     "container_log": set(),
     "errdefs": set(),
+    "http_client": {"errdefs"},
     "linux": set(),
     "pb": set(),
     "rpc": {"errdefs", "pb", "linux"},

@@ -11,19 +11,16 @@ import http
 import json
 import socket
 import ssl
-from collections.abc import Iterator
 
 import errdefs
 import httpx
+from http_client.tls import causes, refused_certificate
 
 # How a connection fails: httpx lets through what TLS 1.3 tells after the handshake.
 FAILURES = (httpx.HTTPError, OSError)
 LARGEST_ERROR = 64 * 1024  # bytes of a body that explains an error
 _DENIED = "access denied, repository does not exist or may require authorization"
 _LIMITS = ("retry-after", "ratelimit-limit", "ratelimit-remaining")
-_AUTHORITY_CODES = (18, 19, 20, 21)  # X509_V_ERR_*: self-signed, or no issuer found
-_EXPIRED_CODES = (9, 10)
-_NAME_CODES = (62, 64)
 
 
 def denied(why: str, scopes: frozenset[str]) -> errdefs.PermissionDenied:
@@ -76,15 +73,6 @@ def of_failure(error: Exception, request: httpx.Request) -> errdefs.Unavailable:
     )
 
 
-def is_no_tls(error: BaseException) -> bool:
-    """Whether a TLS handshake failed because the server does not speak TLS."""
-    return any(
-        isinstance(each, ssl.SSLError)
-        and each.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
-        for each in _causes(error)
-    )
-
-
 def server_message(body: bytes) -> str:
     """`code: message` of the errors in a body (OCI distribution: Error Codes), or nothing."""
     try:
@@ -99,11 +87,11 @@ def server_message(body: bytes) -> str:
 
 def _reason(error: Exception, url: httpx.URL) -> tuple[str, str]:
     address = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, socket.gaierror):
             return f"dial tcp: lookup {url.host}: no such host", "unknown-host"
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"tls: failed to verify certificate: x509: {_certificate(cause, url.host)}", "away"
+            return f"tls: failed to verify certificate: x509: {refused_certificate(cause, url.host)}", "away"
         if isinstance(cause, ssl.SSLError):
             return f"remote error: tls: {cause.reason or cause}", "away"
         if isinstance(cause, ConnectionRefusedError):
@@ -117,30 +105,6 @@ def _reason(error: Exception, url: httpx.URL) -> tuple[str, str]:
     if isinstance(error, httpx.ProxyError):
         return f"proxy: {error}", "away"
     return str(error) or "unexpected EOF", "away"
-
-
-def _certificate(error: ssl.SSLCertVerificationError, host: str) -> str:
-    if error.verify_code in _AUTHORITY_CODES:
-        return "certificate signed by unknown authority"
-    if error.verify_code in _EXPIRED_CODES:
-        return "certificate has expired or is not yet valid"
-    if error.verify_code in _NAME_CODES:
-        return f"certificate is not valid for {host}"
-    return error.verify_message
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and the members of groups among them."""
-    waiting, seen = [error], set()
-    while waiting:
-        each = waiting.pop(0)
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
-        waiting += [cause for cause in (each.__cause__, each.__context__) if cause is not None]
 
 
 def _shown(url: httpx.URL) -> str:

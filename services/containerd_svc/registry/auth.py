@@ -12,13 +12,14 @@ import base64
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import errdefs
 import httpx
+from http_client.challenges import Challenge, challenges
 
 from containerd_svc.registry import answers
 from containerd_svc.registry.credentials import Ask, Credentials, Question
@@ -29,49 +30,15 @@ _LASTS = 60.0  # seconds of a token that does not say (distribution: token.md)
 _EARLY = 5.0  # seconds before its end from which a token is not used any more
 _CLIENT_ID = "buoy"
 _TOKEN_USER = "<token>"  # the name by which Docker's clients say that the password is a refresh token
-_WORD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_PARAMETER = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))")
 
 # Asks a token server; the answer and its body.
 Post = Callable[[str, str, dict[str, str], bytes], Awaitable[tuple[httpx.Response, bytes]]]
 
 
 @dataclass(frozen=True)
-class Challenge:
-    """One way that a WWW-Authenticate header offers (RFC 9110, 11.6.1); the scheme in small letters."""
-
-    scheme: str
-    parameters: dict[str, str]
-
-
-@dataclass(frozen=True)
 class _Token:
     value: str
     ends: float  # of the monotonic clock
-
-
-def challenges(headers: Iterable[str]) -> list[Challenge]:
-    """The challenges of WWW-Authenticate headers; what is malformed is passed over."""
-    found = []
-    for header in headers:
-        rest = header.strip()
-        while rest:
-            scheme = _WORD.match(rest)
-            if scheme is None:
-                break
-            rest = rest[scheme.end() :]
-            parameters = {}
-            while (parameter := _PARAMETER.match(rest)) is not None:
-                name, quoted, plain = parameter.groups()
-                parameters[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
-                rest = rest[parameter.end() :]
-                comma = re.match(r"\s*,\s*", rest)
-                if comma is None:
-                    break
-                rest = rest[comma.end() :]
-            found.append(Challenge(scheme.group().lower(), parameters))
-            rest = rest.lstrip(" \t,")
-    return found
 
 
 class Authorizer:

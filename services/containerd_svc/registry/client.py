@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 import errdefs
 import httpx
+from http_client.proxies import Proxies
 
 from containerd_svc.ingest import check_digest
 from containerd_svc.registry import answers, documents
 from containerd_svc.registry.connection import Connection, MakeTransport
 from containerd_svc.registry.credentials import Ask, ask_nobody
 from containerd_svc.registry.hosts import PULL, REFERRERS, RESOLVE, hosts_of
-from containerd_svc.registry.proxies import Proxies
 from containerd_svc.registry.reference import Reference
 from containerd_svc.registry.uploads import OpenAt, Uploads
 

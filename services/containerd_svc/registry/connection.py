@@ -12,18 +12,19 @@ import datetime
 import email.utils
 import logging
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 
 import errdefs
 import httpx
+from http_client import tls
+from http_client.challenges import challenges
+from http_client.proxies import Proxies
 
 from containerd_svc.registry import answers
-from containerd_svc.registry.auth import LARGEST_TOKEN, Authorizer, challenges
+from containerd_svc.registry.auth import LARGEST_TOKEN, Authorizer
 from containerd_svc.registry.credentials import Ask
-from containerd_svc.registry.hosts import Host, Tls
-from containerd_svc.registry.proxies import Proxies
+from containerd_svc.registry.hosts import Host
 
 log = logging.getLogger(__name__)
 
@@ -245,9 +246,7 @@ class Connection:
 
     async def _sent(self, request: httpx.Request, *, own: bool) -> httpx.Response:
         url = request.url
-        proxy = self._proxies.proxy_for(
-            url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
-        )
+        proxy = self._proxies.proxy_for(str(url))
         client = await self._client(own, proxy)
         request.extensions["timeout"] = self._timeout.as_dict()
         try:
@@ -271,7 +270,12 @@ class Connection:
         if self._transport is not None:
             transport = self._transport(own, proxy)
         else:
-            context = await asyncio.to_thread(_context, self.host.tls, own)
+            context = await asyncio.to_thread(
+                tls.context,
+                self.host.tls.authorities,
+                [self.host.tls.client] if own and self.host.tls.client else [],
+                skip_verify=self.host.tls.skip_verify,
+            )
             transport = httpx.AsyncHTTPTransport(
                 verify=context,
                 http2=True,
@@ -332,24 +336,6 @@ async def _deadline(seconds: float, what: str) -> AsyncIterator[None]:
         ) from None
 
 
-def _context(tls: Tls, own: bool) -> ssl.SSLContext:
-    """Raises InvalidArgument for certificates that cannot be read."""
-    context = ssl.create_default_context()
-    if tls.skip_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    file = ""
-    try:
-        for file in tls.authorities:
-            context.load_verify_locations(file)
-        if own and tls.client is not None:
-            file = tls.client[0]
-            context.load_cert_chain(*tls.client)
-    except (OSError, ssl.SSLError) as error:
-        raise errdefs.InvalidArgument(f"cannot use certificate {file}: {error}: invalid argument") from None
-    return context
-
-
 def _refused(offered: list[str], said: str, scopes: frozenset[str]) -> errdefs.PermissionDenied:
     """A second 401, in the words of the registry."""
     for challenge in challenges(offered):
@@ -360,7 +346,7 @@ def _refused(offered: list[str], said: str, scopes: frozenset[str]) -> errdefs.P
 
 
 def _no_tls(error: errdefs.Unavailable) -> bool:
-    return error.__cause__ is not None and answers.is_no_tls(error.__cause__)
+    return error.__cause__ is not None and tls.is_no_tls(error.__cause__)
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import errdefs
+from http_client.proxies import Proxies
 from linux.crashpoints import crashpoint
 from pb.containerd.types.transfer import (
     ImageExportStream,
@@ -27,7 +28,6 @@ from containerd_svc.images import Image, Target
 from containerd_svc.images import ImageStore as Images
 from containerd_svc.registry import Registry, Resolver
 from containerd_svc.registry.credentials import Ask, ask_nobody
-from containerd_svc.registry.proxies import Proxies
 from containerd_svc.snapshots import Snapshots
 from containerd_svc.transfer import asking, naming
 from containerd_svc.transfer.archive import Exporter, Importer

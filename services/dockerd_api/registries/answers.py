@@ -10,10 +10,10 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator
 
 import errdefs
 import httpx
+from http_client.tls import causes, is_no_tls, refused_certificate
 
 _KINDS: dict[str, type[errdefs.BuoyError]] = {
     "UNAUTHORIZED": errdefs.Unauthenticated,
@@ -30,9 +30,6 @@ _KINDS: dict[str, type[errdefs.BuoyError]] = {
 _BY_STATUS = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
 _SAID = {"UNAUTHORIZED": "authentication required", "DENIED": "requested access to the resource is denied"}
 _LONGEST = 1000  # characters of a registry's words in ours
-_AUTHORITY = (18, 19, 20, 21)  # X509_V_ERR_*: self-signed, or no issuer found
-_EXPIRED = (9, 10)
-_NAMES = (62, 64)
 
 
 def of_answer(status: int, headers: httpx.Headers, body: bytes) -> errdefs.BuoyError:
@@ -90,13 +87,13 @@ def _made(code: str, message: str) -> errdefs.BuoyError:
 
 def _reason(error: httpx.HTTPError, url: httpx.URL) -> str:
     address = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, socket.gaierror):
             return f"dial tcp: lookup {url.host}: no such host"
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"tls: failed to verify certificate: x509: {_certificate(cause, url.host)}"
+            return f"tls: failed to verify certificate: x509: {refused_certificate(cause, url.host)}"
         if isinstance(cause, ssl.SSLError):
-            if cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+            if is_no_tls(cause):
                 return "http: server gave HTTP response to HTTPS client"
             return f"remote error: tls: {(cause.reason or str(cause)).lower().replace('_', ' ')}"
         if isinstance(cause, OSError) and cause.errno:  # an event loop has words of its own for some
@@ -106,28 +103,3 @@ def _reason(error: httpx.HTTPError, url: httpx.URL) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
     return printable(str(error)) or "EOF"
-
-
-def _certificate(error: ssl.SSLCertVerificationError, host: str) -> str:
-    if error.verify_code in _AUTHORITY:
-        return "certificate signed by unknown authority"
-    if error.verify_code in _EXPIRED:
-        return "certificate has expired or is not yet valid"
-    if error.verify_code in _NAMES:
-        return f"certificate is not valid for {host}"
-    return error.verify_message
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and the members of groups among them."""
-    waiting: list[BaseException] = [error]
-    seen: set[int] = set()
-    while waiting:
-        each = waiting.pop(0)
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
-        waiting += [cause for cause in (each.__cause__, each.__context__) if cause is not None]

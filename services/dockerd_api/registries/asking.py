@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from http_client.proxies import Proxies
+
 from dockerd_api.registries.credentials import Credentials
-from dockerd_api.registries.endpoints import Proxies
 from dockerd_api.registries.settings import Registries
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import json
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +17,19 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import errdefs
 import httpx
+from http_client import tls
+from http_client.challenges import challenges
+from http_client.proxies import Proxies
 
 from dockerd_api.registries import answers
 from dockerd_api.registries.credentials import Credentials
-from dockerd_api.registries.endpoints import Endpoint, Proxies
+from dockerd_api.registries.endpoints import Endpoint
 
 _TIMEOUT = 15.0  # seconds for one request with its answer
 _MOST_REDIRECTS = 10
 _LARGEST_ERROR = 64 * 1024  # bytes
 _LARGEST_TOKEN = 64 * 1024
 _CLIENT_ID = "docker"
-_WORD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_PARAMETER = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class Client:
         """Learn what the registry wants to know of its users. Raises Internal when it does not answer."""
         answer = await self._asked("GET", f"{self.endpoint.url}/v2/", {}, _LARGEST_ERROR)
         if answer.status == 401:
-            self._challenges = _challenges(answer.headers.get_list("www-authenticate"))
+            offered = challenges(answer.headers.get_list("www-authenticate"))
+            self._challenges = {each.scheme: each.parameters for each in reversed(offered)}
 
     async def get(
         self, path: str, *, largest: int, headers: Mapping[str, str] | None = None, basic: bool = False
@@ -218,7 +219,12 @@ class Client:
         known = self._http.get((proxy, own))
         if known is not None:
             return known
-        context = await asyncio.to_thread(_context, self.endpoint, own)
+        context = await asyncio.to_thread(
+            tls.context,
+            self.endpoint.certificates.authorities,
+            self.endpoint.certificates.clients if own else (),
+            skip_verify=self.endpoint.insecure and own,
+        )
         made = httpx.AsyncClient(
             verify=context,
             trust_env=False,
@@ -228,44 +234,6 @@ class Client:
         )
         self._http[proxy, own] = made
         return made
-
-
-def _challenges(headers: list[str]) -> dict[str, dict[str, str]]:
-    """The parameters of each scheme that WWW-Authenticate headers offer (RFC 9110, 11.6.1)."""
-    found: dict[str, dict[str, str]] = {}
-    for header in headers:
-        rest = header.strip()
-        while scheme := _WORD.match(rest):
-            rest = rest[scheme.end() :]
-            parameters = {}
-            while parameter := _PARAMETER.match(rest):
-                name, quoted, plain = parameter.groups()
-                parameters[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
-                rest = rest[parameter.end() :]
-                comma = re.match(r"\s*,\s*", rest)
-                if comma is None:
-                    break
-                rest = rest[comma.end() :]
-            found.setdefault(scheme.group().lower(), parameters)
-            rest = rest.lstrip(" \t,")
-    return found
-
-
-def _context(endpoint: Endpoint, own: bool) -> ssl.SSLContext:
-    """Raises InvalidArgument for certificates that cannot be read."""
-    context = ssl.create_default_context()
-    if endpoint.insecure and own:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    file = ""
-    try:
-        for file in endpoint.certificates.authorities:
-            context.load_verify_locations(file)
-        for file, key in endpoint.certificates.clients if own else ():
-            context.load_cert_chain(file, key)
-    except (OSError, ssl.SSLError) as error:
-        raise errdefs.InvalidArgument(f"cannot use certificate {file}: {error}") from None
-    return context
 
 
 def _basic(who: Credentials) -> str:

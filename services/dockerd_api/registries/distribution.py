@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import urljoin
 
 import errdefs
+from http_client.proxies import Proxies
 
 from dockerd_api.registries.client import Answer, Client
 from dockerd_api.registries.credentials import Credentials
-from dockerd_api.registries.endpoints import Endpoint, Proxies, endpoints
+from dockerd_api.registries.endpoints import Endpoint, endpoints
 from dockerd_api.registries.settings import Registries
 
 _LARGEST_MANIFEST = 4 << 20  # bytes, as Docker's registry has it

@@ -1,10 +1,7 @@
-"""The places where a registry answers, and who stands between us and them (moby registry/service_v2.go)."""
+"""The places where a registry answers (moby registry/service_v2.go)."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -49,60 +46,3 @@ async def endpoints(registries: Registries, host: str, *, mirrors: bool) -> list
     if await registries.is_insecure(host):
         return [*found, Endpoint(f"https://{host}", insecure=True), Endpoint(f"http://{host}", insecure=True)]
     return [*found, Endpoint(f"https://{host}", certificates=registries.certificates_of(host))]
-
-
-@dataclass(frozen=True)
-class Proxies:
-    """Addresses of proxies, empty for none; `bypass` is what NO_PROXY lists, as Go reads it."""
-
-    http: str = ""
-    https: str = ""
-    bypass: str = ""
-
-    @classmethod
-    def of(cls, given: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> Proxies:
-        """daemon.json's keys, and where they are empty the environment."""
-
-        def one(key: str) -> str:
-            name = key.replace("-", "_")
-            return given.get(key) or environment.get(name.upper()) or environment.get(name) or ""
-
-        return cls(one("http-proxy"), one("https-proxy"), one("no-proxy"))
-
-    def proxy_for(self, url: str) -> str:
-        """The proxy to reach an address by, or empty. This host's own loopback is never behind one."""
-        parts = urlsplit(url)
-        proxy = self.https if parts.scheme == "https" else self.http
-        host = (parts.hostname or "").rstrip(".")
-        if not proxy or host == "localhost" or _loopback(host):
-            return ""
-        port = str(parts.port or (443 if parts.scheme == "https" else 80))
-        if any(_covers(entry.strip().lower(), host, port) for entry in self.bypass.split(",")):
-            return ""
-        return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def _covers(entry: str, host: str, port: str) -> bool:
-    if entry == "*":
-        return True
-    if "/" in entry:
-        try:
-            return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
-        except ValueError:
-            return False
-    name, colon, only = entry.rpartition(":")
-    if colon and only.isdigit() and name.count(":") == 0:
-        if only != port:
-            return False
-        entry = name
-    entry = entry.removeprefix("*").strip("[]")
-    if entry.startswith("."):
-        return host.endswith(entry)
-    return bool(entry) and (host == entry or host.endswith(f".{entry}"))
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

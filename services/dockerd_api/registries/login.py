@@ -5,11 +5,12 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 import errdefs
+from http_client.proxies import Proxies
 
 from dockerd_api.registries import answers
 from dockerd_api.registries.client import Client
 from dockerd_api.registries.credentials import Credentials
-from dockerd_api.registries.endpoints import Proxies, endpoints
+from dockerd_api.registries.endpoints import endpoints
 from dockerd_api.registries.settings import HUB_INDEX, Registries
 
 _LARGEST = 64 * 1024  # bytes of an answer

@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import errdefs
+from http_client.proxies import Proxies
 
 from dockerd_api.registries import answers
 from dockerd_api.registries.client import Client
 from dockerd_api.registries.credentials import Credentials
-from dockerd_api.registries.endpoints import Endpoint, Proxies
+from dockerd_api.registries.endpoints import Endpoint
 from dockerd_api.registries.settings import HUB, HUB_INDEX, NO_CERTIFICATES, Registries
 
 _LIMIT, _MOST = 25, 100

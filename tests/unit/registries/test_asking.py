@@ -10,7 +10,7 @@ from typing import Any
 import errdefs
 import pytest
 from dockerd_api.registries import Asking, Credentials, Registries
-from dockerd_api.registries.endpoints import Proxies
+from http_client.proxies import Proxies
 
 from tests.unit.registries.conftest import Host
 

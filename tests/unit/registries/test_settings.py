@@ -9,7 +9,7 @@ from pathlib import Path
 import errdefs
 import pytest
 from dockerd_api.registries import Credentials, Registries, credentials
-from dockerd_api.registries.endpoints import Proxies, endpoints
+from dockerd_api.registries.endpoints import endpoints
 from dockerd_api.registries.user_agent import user_agent
 
 
@@ -87,17 +87,6 @@ def test_certificates(tmp_path: Path) -> None:
     (folder / "me.key").unlink()
     with pytest.raises(errdefs.InvalidArgument, match=r"missing key me\.key for client certificate me\.cert"):
         registries.certificates_of("a.example:5000")
-
-
-def test_proxies() -> None:
-    proxies = Proxies.of({"https-proxy": "p:1"}, {"NO_PROXY": "a.example,10.0.0.0/8,b.example:81,.c"})
-    for url in ("https://a.example/x", "https://x.a.example", "https://10.1.1.1", "https://b.example:81"):
-        assert proxies.proxy_for(url) == ""
-    for url in ("https://za.example", "https://11.1.1.1", "https://b.example"):
-        assert proxies.proxy_for(url) == "http://p:1"
-    assert proxies.proxy_for("http://x.example") == ""
-    assert Proxies(http="http://p").proxy_for("http://localhost:1") == ""
-    assert Proxies(http="http://p", bypass="*").proxy_for("http://x") == ""
 
 
 def header(document: object) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import errdefs
 import pytest
-from containerd_svc.registry.auth import challenges, merged
+from containerd_svc.registry.auth import merged
 from containerd_svc.registry.hosts import hosts_of
-from containerd_svc.registry.proxies import Proxies
 from containerd_svc.registry.reference import Reference
+from http_client.challenges import challenges
 
 
 def test_without_settings() -> None:
@@ -65,24 +65,6 @@ def test_settings_that_cannot_be_followed(tmp_path: Path, text: str) -> None:
     (tmp_path / "reg.example" / "hosts.toml").write_text(text)
     with pytest.raises(errdefs.InvalidArgument, match=r"hosts\.toml"):
         hosts_of("reg.example", str(tmp_path))
-
-
-def test_proxies() -> None:
-    proxies = Proxies.of_environment(
-        {
-            "HTTP_PROXY": "plain:1",
-            "https_proxy": "http://tls:2",
-            "NO_PROXY": "a.example,10.0.0.0/8,b.example:81",
-        }
-    )
-    assert proxies.proxy_for("http", "reg.example", 80) == "http://plain:1"
-    assert proxies.proxy_for("https", "reg.example", 443) == "http://tls:2"
-    for host, port in (("a.example", 80), ("x.a.example", 80), ("10.1.2.3", 80), ("b.example", 81)):
-        assert proxies.proxy_for("http", host, port) == ""
-    for host, port in (("aa.example", 80), ("11.1.2.3", 80), ("b.example", 80)):
-        assert proxies.proxy_for("http", host, port) == "http://plain:1"
-    for host in ("localhost", "127.0.0.1", "::1"):
-        assert proxies.proxy_for("http", host, 80) == ""
 
 
 def test_challenges_and_scopes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
@@ -16,19 +17,24 @@ class Proxies:
     bypass: tuple[str, ...] = ()
 
     @classmethod
-    def of_environment(cls, environment: Mapping[str, str]) -> Proxies:
-        """Capitals come first, as in Go."""
+    def of(cls, environment: Mapping[str, str], given: Mapping[str, str] | None = None) -> Proxies:
+        """What the environment says, capitals first as in Go, where daemon.json's keys (`http-proxy`,
+        `https-proxy`, `no-proxy`) are not `given`.
+        """
 
         def value(name: str) -> str:
-            return environment.get(name) or environment.get(name.lower()) or ""
+            key = name.lower().replace("_", "-")
+            return (given or {}).get(key) or environment.get(name) or environment.get(name.lower()) or ""
 
         bypass = tuple(each.strip().lower() for each in value("NO_PROXY").split(",") if each.strip())
         return cls(_url(value("HTTP_PROXY")), _url(value("HTTPS_PROXY")), bypass)
 
-    def proxy_for(self, scheme: str, host: str, port: int) -> str:
-        """The proxy's URL, or nothing for a host that is reached directly; loopback always is."""
-        proxy = self.https if scheme == "https" else self.http
-        if not proxy or self._is_direct(host.lower().strip("[]").rstrip("."), port):
+    def proxy_for(self, url: str) -> str:
+        """The proxy's URL for an address, or nothing for one that is reached directly; loopback always is."""
+        parts = urlsplit(url)
+        proxy = self.https if parts.scheme == "https" else self.http
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if not proxy or self._is_direct((parts.hostname or "").rstrip("."), port):
             return ""
         return proxy
 
