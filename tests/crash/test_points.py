@@ -12,9 +12,10 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import errdefs
 import pytest
@@ -37,6 +38,15 @@ pytestmark = [pytest.mark.root, pytest.mark.crash, pytest.mark.slow, pytest.mark
 TRIES = 40
 # Not every host's kernel and CRIU go together: these are come by in the machine of tests/systemd.
 NEEDS_CRIU = ("checkpoint.", "restore.")
+
+
+def succeeds(move: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+    """Whether calls to containerd come through."""
+    try:
+        asyncio.run(move())
+    except errdefs.BuoyError:
+        return False
+    return True
 
 
 class Crashing:
@@ -199,14 +209,7 @@ class Crashing:
             finally:
                 channel.close()
 
-        def attempt() -> bool:
-            try:
-                asyncio.run(move())
-            except errdefs.BuoyError:
-                return False
-            return True
-
-        self.done("transfer", attempt)
+        self.done("transfer", partial(succeeds, move))
 
     def pulled(self) -> None:
         """An image of a registry whose line breaks, pulled by a client of containerd, then by Docker's."""
@@ -228,14 +231,7 @@ class Crashing:
                 finally:
                     channel.close()
 
-            def attempt() -> bool:
-                try:
-                    asyncio.run(move())
-                except errdefs.BuoyError:
-                    return False
-                return True
-
-            self.done("pull", attempt)
+            self.done("pull", partial(succeeds, move))
             self.done("docker pull", lambda: self.docker("pull", name).returncode == 0)
             self.done("rmi pulled", partial(self.absent, "No such image", "rmi", "-f", name))
 

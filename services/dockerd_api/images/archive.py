@@ -5,7 +5,6 @@ before Docker 25.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,6 @@ from dockerd_api.images import documents, reference
 from dockerd_api.images.blobs import DOCUMENT_LIMIT
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Piece, Spool
-
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-MOST_LAYERS = 127  # as the kernel's overlayfs and the real engine have it
 
 
 @dataclass(frozen=True)
@@ -54,32 +50,12 @@ def read(spool: Spool) -> list[ArchivedImage]:
 
 
 def parse_config(data: bytes) -> dict[str, Any]:
-    """An image's config, checked. Raises InvalidArgument."""
-    config = _parse(data, "image config")
-    if not isinstance(config, dict):
-        raise errdefs.InvalidArgument("invalid image config: not an object")
-    rootfs = config.get("rootfs")
-    if not isinstance(rootfs, dict):
-        raise errdefs.InvalidArgument("invalid image JSON, no RootFS key")
-    diff_ids = rootfs.get("diff_ids") or []
-    if not isinstance(diff_ids, list) or not all(
-        isinstance(diff_id, str) and _DIGEST.fullmatch(diff_id) for diff_id in diff_ids
-    ):
-        raise errdefs.InvalidArgument("invalid image config: diff_ids are not digests")
-    if len(diff_ids) > MOST_LAYERS:
-        raise errdefs.InvalidArgument("max depth exceeded")
-    for key, kind in (("config", dict), ("history", list), ("created", str), ("architecture", str)):
-        if config.get(key) is not None and not isinstance(config[key], kind):
-            raise errdefs.InvalidArgument(f"invalid image config: {key} has the wrong type")
+    """An image's config, checked, of an image that runs here. Raises InvalidArgument."""
+    config = documents.config(data)
     system = config.get("os") or "linux"
     if system != "linux":
         raise errdefs.InvalidArgument(f"cannot load {system} image on linux")
     return config
-
-
-def diff_ids_of(config: Mapping[str, Any]) -> list[str]:
-    """The uncompressed digests of a checked config's layers."""
-    return list(config["rootfs"].get("diff_ids") or [])
 
 
 def _docker_images(spool: Spool, manifest: Any) -> list[ArchivedImage]:
@@ -99,7 +75,7 @@ def _docker_image(spool: Spool, entry: Any) -> ArchivedImage:
     references = [reference.parse_tag(tag) for tag in tags]
     config = spool.read(_file(spool, entry["Config"]), DOCUMENT_LIMIT, entry["Config"])
     document = parse_config(config)
-    diff_ids = diff_ids_of(document)
+    diff_ids = documents.diff_ids(document)
     if len(names) != len(diff_ids):
         raise errdefs.InvalidArgument(
             f"invalid manifest, layers length mismatch: expected {len(names)}, got {len(diff_ids)}"

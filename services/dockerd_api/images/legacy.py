@@ -13,8 +13,9 @@ from typing import Any
 import errdefs
 
 from dockerd_api.images import reference
-from dockerd_api.images.archive import MOST_LAYERS, ArchivedImage, ArchivedLayer, parse_config
+from dockerd_api.images.archive import ArchivedImage, ArchivedLayer, parse_config
 from dockerd_api.images.blobs import DOCUMENT_LIMIT
+from dockerd_api.images.documents import MOST_LAYERS
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Piece, Spool
 

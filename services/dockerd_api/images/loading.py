@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import errdefs
 from linux.crashpoints import crashpoint
 
+from dockerd_api.images import platforms
 from dockerd_api.images.archive import ArchivedImage, ArchivedLayer
 from dockerd_api.images.assembling import assemble
 from dockerd_api.images.blobs import Blobs
@@ -23,22 +23,13 @@ from dockerd_api.images.catalog import Catalog
 from dockerd_api.images.documents import Descriptor
 from dockerd_api.images.layouts import Layout
 from dockerd_api.images.leases import PREFIX, Leases
-from dockerd_api.images.model import Image, Layer
+from dockerd_api.images.model import Image, Layer, Publish
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.spool import Piece, Spool, compression, decompressed, peeked
 from dockerd_api.images.unpack import SNAPSHOTTER, Trees
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _KEPT_COMPRESSIONS = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-
-# (type, action, id, attributes)
-Publish = Callable[[str, str, str, dict[str, str]], Awaitable[None]]
-
-
-def host_architecture() -> str:
-    """This machine's, in Go's words."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 class Loader:
@@ -139,7 +130,7 @@ class Loader:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
             created = now.replace("+00:00", "Z")
             document = {
-                "architecture": architecture or host_architecture(),
+                "architecture": architecture or platforms.host().architecture,
                 "comment": message,
                 "config": dict(config),
                 "created": created,

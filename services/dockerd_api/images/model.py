@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,9 @@ from dockerd_api.images.platforms import Platform
 DANGLING = "moby-dangling@"
 # Label of a record: the image that the classic builder made this one from.
 PARENT = "org.mobyproject.image.parent"
+
+# Tells an event: (type, action, id, attributes).
+Publish = Callable[[str, str, str, dict[str, str]], Awaitable[None]]
 
 
 @dataclass(frozen=True)

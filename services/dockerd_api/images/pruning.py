@@ -14,7 +14,8 @@ from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog, dangling, familiar, is_dangling
 from dockerd_api.images.documents import Descriptor
 from dockerd_api.images.filters import Filters
-from dockerd_api.images.removal import Publish, User, Users
+from dockerd_api.images.model import Publish
+from dockerd_api.images.removal import User, Users
 from dockerd_api.images.unpack import Trees
 from dockerd_api.images.walking import Walker
 

@@ -17,7 +17,7 @@ from rpc.grpc import Channel
 
 from dockerd_api.images import platforms, reference, registry_errors
 from dockerd_api.images.catalog import Catalog, dangling
-from dockerd_api.images.loading import Publish
+from dockerd_api.images.model import Publish
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.progress import PullProgress
 from dockerd_api.images.reference import Reference

@@ -16,7 +16,7 @@ from pb.containerd.types.transfer import ImageStore
 from dockerd_api.images import documents, platforms, reference, registry_errors
 from dockerd_api.images.catalog import Catalog, dangling
 from dockerd_api.images.documents import Descriptor
-from dockerd_api.images.loading import Publish
+from dockerd_api.images.model import Publish
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.progress import PushProgress, auxiliary, status
 from dockerd_api.images.reference import Reference

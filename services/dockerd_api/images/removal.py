@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import errdefs
@@ -14,7 +14,7 @@ from dockerd_api.images import documents, reference, resolution
 from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog, familiar, is_dangling
 from dockerd_api.images.documents import Descriptor
-from dockerd_api.images.model import DANGLING, PARENT
+from dockerd_api.images.model import DANGLING, PARENT, Publish
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.reference import Reference
 from dockerd_api.images.resolution import repository
@@ -23,8 +23,6 @@ from dockerd_api.images.walking import Walker
 _SHORT = 12  # hexadecimal digits of an id in a message
 
 Record = dict[str, str]
-# (type, action, id, attributes)
-Publish = Callable[[str, str, str, dict[str, str]], Awaitable[None]]
 
 
 @dataclass(frozen=True)

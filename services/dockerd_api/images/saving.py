@@ -21,10 +21,10 @@ from dockerd_api.images.blobs import Blobs
 from dockerd_api.images.catalog import Catalog, familiar
 from dockerd_api.images.documents import Descriptor
 from dockerd_api.images.leases import Leases
+from dockerd_api.images.model import Publish
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.reference import Reference
-from dockerd_api.images.removal import Publish
-from dockerd_api.images.walking import Part, Walker
+from dockerd_api.images.walking import Part, Walk, Walker
 
 _BLOCK = 512  # bytes; the unit of tar
 _INDEX = "application/vnd.oci.image.index.v1+json"
@@ -40,8 +40,12 @@ _FOREIGN = (
 class _Saved:
     """What one name or id leads to, under the name that the archive tells (None: none)."""
 
-    target: Descriptor
+    walk: Walk
     name: Reference | None
+
+    @property
+    def target(self) -> Descriptor:
+        return self.walk.target
 
 
 class Saver:
@@ -68,11 +72,10 @@ class Saver:
             blobs: dict[str, Descriptor] = {}
             entries: dict[str, dict[str, Any]] = {}
             for each in saved:
-                walk = await self._walker.walk(each.target)
-                present = [blob for blob in walk.present() if not blob.media_type.startswith(_FOREIGN)]
+                present = [blob for blob in each.walk.present() if not blob.media_type.startswith(_FOREIGN)]
                 await self._leases.hold_blobs(lease, (blob.digest for blob in present))
                 blobs |= {blob.digest: blob for blob in present}
-                self._add_entry(entries, each, self._best(walk.parts, platform), blobs)
+                self._add_entry(entries, each, self._best(each.walk.parts, platform), blobs)
                 await self._publish("image", "save", each.target.digest, {"name": each.target.digest})
             index = {
                 "schemaVersion": 2,
@@ -131,14 +134,14 @@ class Saver:
         if platform is None:
             if not target.is_index and walk.missing():
                 raise errdefs.NotFound(f"content digest {walk.missing()[0].digest}: not found")
-            return _Saved(target, name)
+            return _Saved(walk, name)
         part = self._best(walk.parts, platform)
         if part is None:
             raise errdefs.NotFound(
                 f"no suitable export target found: image with reference {familiar(record)} was found but "
                 f"does not provide the specified platform ({platform})"
             )
-        return _Saved(part.descriptor, name)
+        return _Saved(await self._walker.walk(part.descriptor), name)
 
     @staticmethod
     def _best(parts: Sequence[Part], platform: Platform | None) -> Part | None:

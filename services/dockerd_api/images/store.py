@@ -20,11 +20,11 @@ from dockerd_api.images.committing import Commit, Committer
 from dockerd_api.images.filters import Filters
 from dockerd_api.images.leases import Leases
 from dockerd_api.images.loading import Loader
-from dockerd_api.images.model import Image
+from dockerd_api.images.model import Image, Publish
 from dockerd_api.images.platforms import Platform
 from dockerd_api.images.pruning import Pruner
 from dockerd_api.images.queries import Queries
-from dockerd_api.images.removal import Publish, Remover, User, Users
+from dockerd_api.images.removal import Remover, User, Users
 from dockerd_api.images.saving import Saver
 from dockerd_api.images.spool import Spool, receive
 from dockerd_api.images.unpack import Trees

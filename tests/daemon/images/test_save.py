@@ -11,12 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-from dockerd_api.images.loading import host_architecture
+from dockerd_api.images import platforms
 
 from tests.support.archives import saved_image, tar
 from tests.support.engine import Engine
 
 pytestmark = pytest.mark.root
+
+HERE = platforms.host().architecture
 
 
 def members(archive: bytes) -> dict[str, bytes]:
@@ -98,8 +100,7 @@ def of_many_platforms() -> tuple[str, bytes]:
         }
         return add(json.dumps(manifest).encode(), "manifest.v1+json") | {"platform": platform}
 
-    here = host_architecture()
-    own, other = image(here, b"own"), image("s390x" if here != "s390x" else "amd64", b"other")
+    own, other = image(HERE, b"own"), image("s390x" if HERE != "s390x" else "amd64", b"other")
     statement = {
         "schemaVersion": 2,
         "config": add(b"{}", "config.v1+json"),
@@ -129,7 +130,7 @@ def test_an_image_of_many_platforms_is_kept_as_it_is(engine: Engine) -> None:
         assert image["Id"] == digest
         kinds = [(each["Kind"], each["Available"]) for each in image["Manifests"]]
         assert kinds == [("image", True), ("image", True), ("attestation", True)]
-        assert image["Architecture"] == host_architecture()
+        assert image["Architecture"] == HERE
         saved = http.get("/images/many:1/get").content
         before, after = members(archive), members(saved)
         assert {name: data for name, data in after.items() if name.startswith("blobs/sha256/") and data} == {
@@ -141,7 +142,7 @@ def test_an_image_of_many_platforms_is_kept_as_it_is(engine: Engine) -> None:
             "io.containerd.image.name": "docker.io/library/many:1",
             "org.opencontainers.image.ref.name": "1",
         }
-        one = json.dumps({"os": "linux", "architecture": host_architecture()})
+        one = json.dumps({"os": "linux", "architecture": HERE})
         alone = http.get("/v1.48/images/many:1/get", params={"platform": one}).content
         [described] = document(alone, "index.json")["manifests"]
         assert described["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
@@ -151,7 +152,7 @@ def test_an_image_of_many_platforms_is_kept_as_it_is(engine: Engine) -> None:
 
 def test_one_platform_is_loaded(engine: Engine) -> None:
     digest, archive = of_many_platforms()
-    other = "s390x" if host_architecture() != "s390x" else "amd64"
+    other = "s390x" if HERE != "s390x" else "amd64"
     with engine.http() as http:
 
         def load(architecture: str) -> httpx.Response:
@@ -169,7 +170,7 @@ def test_one_platform_is_loaded(engine: Engine) -> None:
         available = {
             each["Descriptor"]["platform"]["architecture"]: each["Available"] for each in image["Manifests"]
         }
-        assert available == {other: True, host_architecture(): False, "unknown": False}
+        assert available == {other: True, HERE: False, "unknown": False}
         # The rest may come later.
         assert http.post("/images/load", content=archive).json() == {"stream": "Loaded image: many:1\n"}
         image = http.get("/v1.48/images/many:1/json", params={"manifests": "true"}).json()
